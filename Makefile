@@ -1,0 +1,36 @@
+# `make run` and `make test` do all of their own set-up on a fresh Debian machine.
+.DEFAULT_GOAL := help
+PORT ?= 8080
+PY := .venv/bin/python
+
+help: ## these lines
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+
+run: ## install, then start tailrace with an embedded Redis on 127.0.0.1:$(PORT)
+	@scripts/setup run
+	@exec .venv/bin/tailrace dev --port $(PORT)
+
+test: ## install what the tests need, then run everything
+	@scripts/setup dev
+	@scripts/services
+	@scripts/test
+
+check: ## format, lint, types and the fast tests
+	@scripts/setup dev
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest -q -n 2 tests/core tests/conformance tests/test_layout.py
+
+bench: ## the benchmarks; RESULTS are printed with their targets
+	@scripts/setup dev
+	@scripts/services
+	@$(PY) -m bench
+
+lock: ## write the lock files again
+	@scripts/lock
+
+clean: ## remove what the other commands made (not the data in .tailrace)
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/bin
+
+.PHONY: help run test check bench lock clean

@@ -1,0 +1,1 @@
+"""The fan-out of one process."""

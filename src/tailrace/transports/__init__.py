@@ -1,0 +1,1 @@
+"""Bytes for SSE, WebSocket and long-poll."""
