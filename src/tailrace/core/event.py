@@ -10,7 +10,7 @@ import msgspec
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 
-__all__ = ["Ended", "Event", "Gap", "GapReason", "Item", "Json", "Record", "StreamState"]
+__all__ = ["Degraded", "Ended", "Event", "Gap", "GapReason", "Item", "Json", "Record", "StreamState"]
 
 
 class Json(bytes):
@@ -109,5 +109,12 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     state: StreamState
 
 
-Item: TypeAlias = Record | Gap | Ended
+class Degraded(msgspec.Struct, frozen=True, gc=False):
+    """The log stopped (`active`) or started again (not `active`) to answer; nothing is lost by it."""
+
+    active: bool
+    retry_after: float = 1.0
+
+
+Item: TypeAlias = Record | Gap | Ended | Degraded
 """What a subscription yields."""
