@@ -1,0 +1,94 @@
+"""Blocks: what a sink is given, encoded once for everybody who reads the same thing in the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Protocol
+
+from tailrace.core.event import Item
+from tailrace.core.names import StreamName
+
+__all__ = ["Block", "Cell", "Form", "Sink", "SinkClosed", "SinkStuck"]
+
+
+class Form(Hashable, Protocol):
+    """One wire form. Made once and shared: blocks keep what they encoded by form."""
+
+    def item(self, item: Item) -> bytes:
+        """The frame of one item."""
+
+    def join(self, frames: Sequence[bytes]) -> bytes:
+        """The frames as they are written, e.g. as one HTTP chunk."""
+
+
+class Cell:
+    """One item and its frames so far."""
+
+    __slots__ = ("_frames", "item")
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self._frames: dict[Form, bytes] = {}
+
+    def frame(self, form: Form) -> bytes:
+        """The item's frame, encoded on first use."""
+        frame = self._frames.get(form)
+        if frame is None:
+            frame = self._frames[form] = form.item(self.item)
+        return frame
+
+
+class Block:
+    """Items of one stream in their order, shared by all sinks that are given them. Do not change it."""
+
+    __slots__ = ("_encoded", "cells", "stream")
+
+    def __init__(self, stream: StreamName | None, cells: Sequence[Cell]) -> None:
+        self.stream = stream
+        """None: a notice to the whole subscription."""
+        self.cells = cells
+        self._encoded: dict[Form, bytes] = {}
+
+    @classmethod
+    def of(cls, stream: StreamName | None, items: Iterable[Item]) -> Block:
+        """A block of items that were not shared before."""
+        return cls(stream, [Cell(item) for item in items])
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items, for who wants no bytes."""
+        return tuple(cell.item for cell in self.cells)
+
+    def encode(self, form: Form) -> bytes:
+        """The whole block as it is written, encoded on first use."""
+        encoded = self._encoded.get(form)
+        if encoded is None:
+            encoded = self._encoded[form] = form.join([cell.frame(form) for cell in self.cells])
+        return encoded
+
+
+class SinkClosed(Exception):
+    """The client is gone."""
+
+
+class SinkStuck(Exception):
+    """The client read nothing for longer than it may."""
+
+
+class Sink(Protocol):
+    """Where a subscription's bytes go. A transport implements it."""
+
+    def write(self, block: Block) -> bool:
+        """Take the whole block, or answer False and take nothing: it already buffers as much as its limit.
+
+        Never waits. A sink that buffers nothing takes any block. After False the subscription leaves the live
+        set and comes back with the log's pages.
+        """
+
+    async def wait_writable(self) -> None:
+        """Wait until `write` may be tried again.
+
+        Raises:
+            SinkClosed: the client is gone.
+            SinkStuck: it took nothing for too long.
+        """

@@ -1,0 +1,270 @@
+"""A subscription: one reader of one or more streams, feeding one sink.
+
+Rules of this file
+1. Each stream is a lane: *replaying* (own steps, out of the topic's tail or the log's pages) or *live* (given the
+   turn's block).
+2. A lane joins the live set in the same step in which its cursor equals the topic's: no await between.
+3. A lane's `position` is what the sink took. Nothing else remembers what the reader has; nothing is buffered here.
+4. One task, `run`, owns the subscription. `deliver`, `close`, `remove` only change state and wake it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from tailrace.codes import CloseCode
+from tailrace.core.chain import Position
+from tailrace.core.event import Degraded, Ended, StreamState
+from tailrace.core.ids import EntryId
+from tailrace.core.names import StreamName
+from tailrace.errors import LogError
+from tailrace.hub.block import Block, Sink, SinkStuck
+from tailrace.hub.topic import Stretch, Topic
+
+if TYPE_CHECKING:
+    from tailrace.core.cursor import Resume
+    from tailrace.hub.hub import Hub
+
+__all__ = ["Lane", "Subscription"]
+
+log = logging.getLogger("tailrace.hub")
+T = TypeVar("T")
+
+
+class Lane:
+    """One stream of a subscription."""
+
+    __slots__ = ("finite", "live", "position", "stream", "subscription", "told", "topic")
+
+    def __init__(self, subscription: Subscription, topic: Topic, position: Position, *, finite: bool) -> None:
+        self.subscription = subscription
+        self.topic = topic
+        self.stream = topic.stream
+        self.position = position
+        self.live = False
+        self.told: Ended | None = None
+        """The end that the sink was told last."""
+        self.finite = finite
+        """Whether expiry and deletion end the reading too, not only a close."""
+
+    def deliver(self, block: Block, after: Position) -> bool:
+        """The turn's block, while live. False: the sink is full, and the lane goes back to replaying."""
+        if self.subscription.sink.write(block):
+            self.position = after
+            item = block.cells[-1].item
+            if type(item) is Ended:
+                self.subscription.lane_ended(self, item)
+            return True
+        self.live = False
+        self.subscription.left_live += 1
+        self.subscription.wake()
+        return False
+
+    def ends_with(self, ended: Ended) -> bool:
+        """Whether this reader is done with the stream now."""
+        return self.finite or ended.state is StreamState.CLOSED
+
+
+class Subscription:
+    """See the rules above. Made by `Hub.open`."""
+
+    def __init__(self, hub: Hub, sink: Sink, *, stays_open: bool = False) -> None:
+        self.sink = sink
+        self.left_live = 0
+        """How often a lane left the live set because the sink was full."""
+        self._hub = hub
+        self._lanes: dict[StreamName, Lane] = {}
+        self._stays_open = stays_open
+        self._closing: CloseCode | None = None
+        self._woken: asyncio.Future[None] | None = None
+
+    # -- what the transport asks ---------------------------------------------------------------------------
+
+    @property
+    def cursors(self) -> Mapping[StreamName, EntryId]:
+        """What the sink was given of each stream."""
+        return {stream: lane.position.cursor for stream, lane in self._lanes.items()}
+
+    @property
+    def heads(self) -> Mapping[StreamName, EntryId]:
+        """Where each stream's live end is now."""
+        return {stream: lane.topic.position.cursor for stream, lane in self._lanes.items()}
+
+    @property
+    def live(self) -> bool:
+        """Whether every lane is in the live set."""
+        return all(lane.live for lane in self._lanes.values())
+
+    @property
+    def closing(self) -> CloseCode | None:
+        """Why `run` is about to return, if it is."""
+        return self._closing
+
+    async def add(self, stream: StreamName, resume: Resume) -> Position:
+        """Begin to read a stream and answer the position that it begins at.
+
+        Raises:
+            LogUnavailable: the log did not answer; nothing changed.
+        """
+        lane = await self._hub.open_lane(self, stream, resume)
+        self.remove(stream)
+        self._lanes[stream] = lane
+        self.wake()
+        return lane.position
+
+    def remove(self, stream: StreamName) -> bool:
+        """Stop reading a stream. False: it was not read."""
+        lane = self._lanes.pop(stream, None)
+        if lane is None:
+            return False
+        self._hub.release_lane(lane)
+        self.wake()
+        return True
+
+    def close(self, code: CloseCode) -> None:
+        """Let `run` return with `code`. The first call counts."""
+        if self._closing is None:
+            self._closing = code
+            self.wake()
+
+    def notice(self, degraded: Degraded) -> None:
+        """Tell the reader, if its sink takes it now."""
+        self.sink.write(Block.of(None, [degraded]))
+
+    async def run(self) -> CloseCode:
+        """Feed the sink until the subscription is closed, every stream has ended, or the client is gone or stuck.
+
+        Raises:
+            SinkClosed: the client is gone.
+        """
+        try:
+            while self._closing is None:
+                lane = next((lane for lane in self._lanes.values() if not lane.live), None)
+                if lane is not None:
+                    await self._step(lane)
+                elif not self._lanes and not self._stays_open:
+                    self.close(CloseCode.ENDED)
+                else:
+                    await self._wait_woken()
+        except SinkStuck:
+            self.close(CloseCode.SLOW)
+        finally:
+            self.detach()
+        assert self._closing is not None  # noqa: S101 - the loop's condition
+        return self._closing
+
+    def detach(self) -> None:
+        """Give back the lanes. `run` does it when it ends; call it when `run` was never started."""
+        for stream in list(self._lanes):
+            self._hub.release_lane(self._lanes.pop(stream))
+        self._hub.forget(self)
+
+    # -- steps ---------------------------------------------------------------------------------------------
+
+    async def _step(self, lane: Lane) -> None:
+        """One step of a replaying lane towards the live set."""
+        topic = lane.topic
+        if lane.position.cursor == topic.position.cursor:
+            ended = self._untold_end(lane)
+            if ended is not None:
+                await self._offer(lane, Stretch(Block.of(lane.stream, [ended]), lane.position))
+            else:
+                lane.position = topic.position
+                lane.live = True
+                topic.live[lane] = None
+            return
+        stretch = topic.recent(lane.position)
+        if stretch is None:
+            stretch = await self._load(lane)
+            if stretch is None or self._lanes.get(lane.stream) is not lane:
+                return
+        if stretch.block.cells:
+            await self._offer(lane, stretch)
+        elif stretch.after.cursor == lane.position.cursor != topic.position.cursor:
+            # The log has nothing more, yet the topic is elsewhere: its end is in doubt.
+            lane.position = stretch.after
+            moved = topic.moved()
+            self._hub.doubt(topic)
+            await self._until(asyncio.shield(moved))
+        else:
+            lane.position = stretch.after
+        self._rotate(lane)
+
+    def _untold_end(self, lane: Lane) -> Ended | None:
+        """The end of the stream, if it is known and a flush is not about to tell it."""
+        head = lane.topic.head
+        if not head.ended or lane.topic.dirty or head.id != lane.position.cursor:
+            return None
+        ended = Ended(lane.stream, head.id, head.state)
+        return None if lane.told == ended else ended
+
+    async def _load(self, lane: Lane) -> Stretch | None:
+        try:
+            return await self._until(lane.topic.page(lane.position))
+        except LogError as error:
+            if not error.retryable:
+                log.error("a stream cannot be read", extra={"stream": lane.stream, "code": error.code})
+                self.close(CloseCode.INTERNAL)
+                return None
+            await self._until(self._hub.wait_recovered())
+            return None
+
+    async def _offer(self, lane: Lane, stretch: Stretch) -> None:
+        """Hand a stretch to the sink, waiting for it as long as the sink says."""
+        while not self.sink.write(stretch.block):
+            await self._until(self.sink.wait_writable())
+            if self._closing is not None or self._lanes.get(lane.stream) is not lane:
+                return
+        lane.position = stretch.after
+        last = stretch.block.cells[-1].item
+        if isinstance(last, Ended):
+            self.lane_ended(lane, last)
+
+    def lane_ended(self, lane: Lane, ended: Ended) -> None:
+        """The sink was told that a stream ended."""
+        lane.told = ended
+        if lane.ends_with(ended) and self._lanes.get(lane.stream) is lane:
+            self.remove(lane.stream)
+
+    def _rotate(self, lane: Lane) -> None:
+        """Let the next replaying lane have its turn."""
+        if len(self._lanes) > 1 and self._lanes.get(lane.stream) is lane:
+            self._lanes[lane.stream] = self._lanes.pop(lane.stream)
+
+    # -- waiting -------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Let `run` look again."""
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def _wait_woken(self) -> None:
+        self._woken = asyncio.get_running_loop().create_future()
+        try:
+            await self._woken
+        finally:
+            self._woken = None
+
+    async def _until(self, awaitable: Awaitable[T]) -> T | None:
+        """Wait for something, but not when the subscription is closed meanwhile."""
+        if self._closing is not None:
+            if asyncio.iscoroutine(awaitable):
+                awaitable.close()
+            return None
+        task = asyncio.ensure_future(awaitable)
+        self._woken = asyncio.get_running_loop().create_future()
+        try:
+            while not task.done():
+                await asyncio.wait((task, self._woken), return_when=asyncio.FIRST_COMPLETED)
+                if self._woken.done():
+                    if self._closing is not None:
+                        break
+                    self._woken = asyncio.get_running_loop().create_future()
+            return task.result() if task.done() else None
+        finally:
+            self._woken = None
+            if not task.done():
+                task.cancel()
