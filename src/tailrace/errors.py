@@ -8,7 +8,7 @@ TailraceError                     code (stable) · status · close_code · retry
 │   ├─ Unauthorized 401 · Forbidden 403 · NotFound 404
 │   ├─ Conflict 409: StreamClosed · Fenced · SequenceMismatch · IdempotencyConflict
 │   ├─ CursorExpired 410 (only for a reader that asked for strict; otherwise a Gap is yielded)
-│   └─ TooLarge 413 · RateLimited 429 (.retry_after)
+│   └─ TooLarge 413 · UnsupportedMedia 415 · RateLimited 429 (.retry_after)
 └─ LogError                       the store
     ├─ LogUnavailable 503         not stored; retryable
     │   ├─ LogTimeout 503         nothing was sent within the deadline
@@ -50,6 +50,7 @@ __all__ = [
     "TooLarge",
     "Unauthorized",
     "Unsupported",
+    "UnsupportedMedia",
     "UsageError",
     "WouldBlock",
 ]
@@ -192,6 +193,13 @@ class TooLarge(RequestError):
     code = "TOO_LARGE"
     status = 413
     close_code = CloseCode.TOO_LARGE
+
+
+class UnsupportedMedia(RequestError):
+    """A body of a content type that is not understood here."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+    status = 415
 
 
 class RateLimited(RequestError):
