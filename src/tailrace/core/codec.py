@@ -3,7 +3,7 @@
 Rules of this file
 1. A `Json` is valid, strict UTF-8, at most `max_depth` deep, and every number in it is finite as a double.
 2. Only insignificant whitespace is removed. Number spellings, key order, duplicate keys and escapes stay as written.
-3. Raw control characters and lone surrogates (as bytes or as escapes) are refused; the escape `\\u0000` is valid JSON and stays.
+3. Raw control characters and lone surrogates (bytes or escapes) are refused; the escape `\\u0000` is valid and stays.
 4. Whatever comes in, nothing is raised but `Malformed`, `TooLarge` and `UnsupportedMedia`.
 """
 
