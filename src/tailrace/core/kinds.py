@@ -45,14 +45,18 @@ class StreamKind(msgspec.Struct, frozen=True, kw_only=True):
 class Kinds:
     """The stream kinds of one installation; an unknown kind has the default policy under its own name."""
 
-    def __init__(self, kinds: Iterable[StreamKind] = ()) -> None:
+    def __init__(self, kinds: Iterable[StreamKind] = (), *, default: StreamKind | None = None) -> None:
         self._kinds = {kind.name: kind for kind in (*DEFAULT_KINDS, *kinds)}
+        self._default = default if default is not None else StreamKind(name="")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kinds
 
     def of(self, stream: StreamName) -> StreamKind:
         """The policy of a stream."""
         name = stream.kind
         kind = self._kinds.get(name)
-        return kind if kind is not None else StreamKind(name=name)
+        return kind if kind is not None else msgspec.structs.replace(self._default, name=name)
 
 
 _DAY = 86_400.0
