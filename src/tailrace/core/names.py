@@ -6,7 +6,7 @@ import re
 
 from tailrace.errors import InvalidStream, Malformed
 
-__all__ = ["StreamName", "check_type", "escape_name"]
+__all__ = ["FOREIGN_TYPE", "StreamName", "check_type", "escape_name", "foreign_type"]
 
 _KIND = r"[a-z][a-z0-9-]{0,31}"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._~@-]{0,199}"
@@ -14,6 +14,8 @@ _STREAM = re.compile(rf"({_KIND}):({_NAME})", re.ASCII)
 _TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
 _RESERVED_TYPES = frozenset({"error", "open", "message"})
 _RESERVED_PREFIXES = ("stream.", "tailrace.")
+FOREIGN_TYPE = "foreign"
+"""Type of an entry of somebody else that names none, or none that may be used."""
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._@-]")
 
 
@@ -69,6 +71,15 @@ def check_type(text: str) -> str:
     """
     if _TYPE.fullmatch(text) is None:
         raise Malformed("an event type is 1-128 of letters, digits and . _ : / - and starts with a letter or digit")
-    if text in _RESERVED_TYPES or text.startswith(_RESERVED_PREFIXES):
+    if _is_reserved(text):
         raise Malformed(f"the event type {text!r} is reserved")
     return text
+
+
+def foreign_type(text: str) -> str:
+    """The type of an entry that somebody else wrote: `text` if it may be a type, else `foreign`."""
+    return text if _TYPE.fullmatch(text) is not None and not _is_reserved(text) else FOREIGN_TYPE
+
+
+def _is_reserved(text: str) -> bool:
+    return text in _RESERVED_TYPES or text.startswith(_RESERVED_PREFIXES)
