@@ -21,7 +21,7 @@ from tailrace.core.event import Degraded, Ended, StreamState
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 from tailrace.errors import LogError
-from tailrace.hub.block import Block, Sink, SinkStuck
+from tailrace.hub.block import Block, Sink, SinkClosed, SinkStuck
 from tailrace.hub.topic import Stretch, Topic
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Subscription:
         self._lanes: dict[StreamName, Lane] = {}
         self._stays_open = stays_open
         self._closing: CloseCode | None = None
+        self._abandoned = False
         self._woken: asyncio.Future[None] | None = None
 
     # -- what the transport asks ---------------------------------------------------------------------------
@@ -124,6 +125,21 @@ class Subscription:
         self.wake()
         return True
 
+    @property
+    def finished(self) -> bool:
+        """Whether every stream has ended and nothing is left to be given."""
+        return all(
+            lane.topic.head.ended
+            and lane.topic.head.id == lane.position.cursor
+            and lane.ends_with(Ended(lane.stream, lane.position.cursor, lane.topic.head.state))
+            for lane in self._lanes.values()
+        )
+
+    def abandon(self) -> None:
+        """The client is gone: let `run` raise `SinkClosed`."""
+        self._abandoned = True
+        self.close(CloseCode.GOING_AWAY)
+
     def close(self, code: CloseCode) -> None:
         """Let `run` return with `code`. The first call counts."""
         if self._closing is None:
@@ -153,6 +169,8 @@ class Subscription:
             self.close(CloseCode.SLOW)
         finally:
             self.detach()
+        if self._abandoned:
+            raise SinkClosed
         assert self._closing is not None  # noqa: S101 - the loop's condition
         return self._closing
 
