@@ -64,7 +64,7 @@ class SseForm(msgspec.Struct, frozen=True):
 
     def item(self, item: Item) -> bytes:
         """One event, blank line included."""
-        if type(item) is not Record:
+        if not isinstance(item, Record):
             return sse_item(item, with_id=self.with_id)
         data = raw(item) if self.format == "raw" else envelope(item)
         line = b"id: %b\n" % str(item.id).encode() if self.with_id else b""
@@ -83,7 +83,7 @@ class WsForm(msgspec.Struct, frozen=True):
 
     def item(self, item: Item) -> bytes:
         """The text of one message."""
-        if type(item) is not Record:
+        if not isinstance(item, Record):
             return control_payload(item)
         return raw(item) if self.format == "raw" else envelope(item)
 
@@ -115,7 +115,7 @@ def raw(record: Record) -> bytes:
     A member `id` of its own is replaced; what is not an object becomes the member `data`.
     """
     id_ = str(record.id).encode()
-    data = record.data
+    data: bytes = record.data
     if not data.startswith(b"{"):
         return b'{"id":"%b","data":%b}' % (id_, data)
     if b'"id":' in data or b"\\u" in data:
@@ -127,9 +127,9 @@ def raw(record: Record) -> bytes:
 
 def position_of(item: Item) -> EntryId | None:
     """Where a reader is after it was given `item`; None: where it was before."""
-    if type(item) is Record:
+    if isinstance(item, Record):
         return item.id
-    return item.cursor if type(item) is Gap else None
+    return item.cursor if isinstance(item, Gap) else None
 
 
 def _labels(record: Record) -> bytes:
@@ -150,15 +150,15 @@ def _without_id(data: bytes) -> bytes:
     depth, begin, key = 0, 1, b""
     for token in _TOKENS.finditer(data):
         text = token[0]
-        if text in b"[{":
+        if text in (b"[", b"{"):
             depth += 1
-        elif depth == 1 and text in b",}":
+        elif depth == 1 and text in (b",", b"}"):
             if begin < token.start() and msgspec.json.decode(key) != "id":
                 kept.append(data[begin : token.start()])
             begin, key = token.end(), b""
         elif depth == 1 and not key:
             key = text
-        if text in b"]}":
+        if text in (b"]", b"}"):
             depth -= 1
     return b"{%b}" % b",".join(kept)
 
@@ -179,14 +179,13 @@ def _event_line(type_: str) -> bytes:
 
 def control_payload(item: Gap | Ended | Degraded) -> bytes:
     """The JSON of an item that is not a record."""
-    if type(item) is Gap:
+    if isinstance(item, Gap):
         return gap_payload(item)
-    if type(item) is Ended:
+    if isinstance(item, Ended):
         code = CloseCode.ENDED if item.state is StreamState.CLOSED else CloseCode.EXPIRED
         return _json(
             {"control": "closed", "stream": item.stream, "at": str(item.at), "state": item.state.value, **_why(code)}
         )
-    assert type(item) is Degraded  # noqa: S101 - nothing else is left
     return degraded_payload(item)
 
 
@@ -234,9 +233,9 @@ def closed_payload(code: CloseCode, *, retry_after: float | None = None, detail:
 
 def sse_item(item: Gap | Ended | Degraded, *, with_id: bool = True) -> bytes:
     """A control event in the middle of a connection; a gap moves the reader's cursor, so it carries an id."""
-    if type(item) is Gap:
+    if isinstance(item, Gap):
         return _sse("gap", gap_payload(item), str(item.cursor) if with_id else None)
-    return _sse("closed" if type(item) is Ended else "degraded", control_payload(item))
+    return _sse("closed" if isinstance(item, Ended) else "degraded", control_payload(item))
 
 
 def sse_open(cursors: Mapping[StreamName, EntryId], heads: Mapping[StreamName, EntryId]) -> bytes:
@@ -255,7 +254,7 @@ def sse_closed(code: CloseCode, *, retry_after: float | None = None, detail: str
 
 
 def retry(seconds: float) -> bytes:
-    """Tell an EventSource how long to wait before it comes back: a line of its own, in front of an event or at the end."""
+    """Tell an EventSource how long to wait before it comes back: one line, in front of an event."""
     return b"retry: %d\n" % max(0, round(seconds * 1_000))
 
 
