@@ -8,7 +8,7 @@ TailraceError                     code (stable) · status · close_code · retry
 │   ├─ Unauthorized 401 · Forbidden 403 · NotFound 404
 │   ├─ Conflict 409: StreamClosed · Fenced · SequenceMismatch · IdempotencyConflict
 │   ├─ CursorExpired 410 (only for a reader that asked for strict; otherwise a Gap is yielded)
-│   └─ TooLarge 413 · UnsupportedMedia 415 · RateLimited 429 (.retry_after)
+│   └─ TooLarge 413 · UnsupportedMedia 415 · RequestTimeout 408 · RateLimited 429 (.retry_after)
 └─ LogError                       the store
     ├─ LogUnavailable 503         not stored; retryable
     │   ├─ LogTimeout 503         nothing was sent within the deadline
@@ -44,6 +44,7 @@ __all__ = [
     "OutcomeUnknown",
     "RateLimited",
     "RequestError",
+    "RequestTimeout",
     "SequenceMismatch",
     "StreamClosed",
     "TailraceError",
@@ -200,6 +201,13 @@ class UnsupportedMedia(RequestError):
 
     code = "UNSUPPORTED_MEDIA_TYPE"
     status = 415
+
+
+class RequestTimeout(RequestError):
+    """The request's body was not complete in time."""
+
+    code = "REQUEST_TIMEOUT"
+    status = 408
 
 
 class RateLimited(RequestError):
