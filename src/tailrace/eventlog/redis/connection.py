@@ -30,7 +30,7 @@ Arg: TypeAlias = bytes | str | int
 MAX_UNSENT_BYTES = 64 * 1_048_576
 """What may wait for a server that does not read; over it, commands fail as not written."""
 REPLIES_PER_TURN = 1_000
-"""Replies or pushes handled before the other connections of the loop have a turn."""
+"""Replies or pushed records handled before the other connections of the loop have a turn."""
 
 
 class ReplyError(Exception):
@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
     Deadlines are points of the loop's clock (`loop.time() + seconds`), so that one can span several steps.
     """
 
-    def __init__(self, endpoint: Endpoint, on_push: Callable[[Any], None] | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, on_push: Callable[[Any], int] | None = None) -> None:
         self.endpoint = endpoint
         self.version: tuple[int, ...] = (5, 0, 0)
         """The server's version; (5, 0, 0) stands for all that are older than 6.0."""
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         endpoint: Endpoint,
         *,
         deadline: float,
-        on_push: Callable[[Any], None] | None = None,
+        on_push: Callable[[Any], int] | None = None,
         name: str | None = None,
     ) -> Connection:
         """Connect, log in, choose the database and set the client's name.
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
             endpoint: where to.
             deadline: for all steps together, on the loop's clock.
             on_push: makes this a connection for subscriptions: use `post`, and every reply comes here, a list,
-                or a `ReplyError`.
+                or a `ReplyError`. It returns how much work that was: 1 for little, or a number of records.
             name: client name, instead of the endpoint's.
 
         Raises:
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
                 self.abort()
 
     @classmethod
-    async def _connect(cls, endpoint: Endpoint, on_push: Callable[[Any], None] | None) -> Connection:
+    async def _connect(cls, endpoint: Endpoint, on_push: Callable[[Any], int] | None) -> Connection:
         loop = asyncio.get_running_loop()
         tls = endpoint.tls
         context = await asyncio.to_thread(tls.context) if tls is not None else None
@@ -298,19 +298,19 @@ class Connection(asyncio.Protocol):
         """Hand out replies, at most `limit`, and the rest in later turns of the loop."""
         gets, waiting, on_push = self._reader.gets, self._waiting, self._on_push
         try:
-            for _ in range(limit):
+            while limit > 0:
                 reply = gets()
                 if reply is False:
-                    break
+                    return
                 if waiting:
                     _settle(waiting.popleft(), reply)
+                    limit -= 1
                 elif on_push is not None:
-                    on_push(reply)
+                    limit -= on_push(reply)
                 else:
                     self.abort()  # a reply that nobody asked for: the order can no longer be trusted
                     return
-            else:
-                self._yield_turn()
+            self._yield_turn()
         except hiredis.ProtocolError:
             self.abort()
 

@@ -46,6 +46,10 @@ class Topology:
         """
         return self.address.data
 
+    def known(self, slot: int | None) -> Endpoint | None:
+        """The server that had this slot's keys when the servers were last asked; None: never known."""
+        return self.address.data
+
     async def nodes(self) -> tuple[Endpoint, ...]:
         """All servers that have keys (the masters).
 
@@ -173,6 +177,9 @@ class _Sentinel(_Asking):
             raise LogUnavailable("no sentinel knows the master")
         return self._master
 
+    def known(self, slot: int | None) -> Endpoint | None:
+        return self._master
+
     async def nodes(self) -> tuple[Endpoint, ...]:
         return (await self.endpoint_for(),)
 
@@ -221,11 +228,14 @@ class _Cluster(_Asking):
 
     async def endpoint_for(self, slot: int | None = None) -> Endpoint:
         await self._fresh()
-        node = self._slots[slot] if slot is not None else next(iter(self._nodes), None)
+        node = self.known(slot)
         if node is None:
             self._stale = True
             raise LogUnavailable("no server of the cluster has this slot")
         return node
+
+    def known(self, slot: int | None) -> Endpoint | None:
+        return self._slots[slot] if slot is not None else next(iter(self._nodes), None)
 
     async def nodes(self) -> tuple[Endpoint, ...]:
         await self._fresh()
