@@ -128,6 +128,11 @@ class RedisServer:
         self._conf = self.folder / "redis.conf"
         self._write_config()
 
+    def configure(self, config: Config) -> None:
+        """Change settings; they count from the next start."""
+        self.config |= config
+        self._write_config()
+
     def _write_config(self) -> None:
         lines = []
         for name, value in self.config.items():
