@@ -173,6 +173,8 @@ class RedisSentinel:
             master, replica = self.master, self.replica
             if master.cli_sync("ROLE")[0] != "master" or len(set(self.master_ports())) != 1:
                 return False
+            if master.cli_sync("WAIT", 1, 50) != 1:
+                return False
             role = replica.cli_sync("ROLE")
             if role[0] != "slave" or role[2] != master.port or role[3] != "connected":
                 return False

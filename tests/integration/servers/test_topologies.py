@@ -48,7 +48,7 @@ async def test_plain_unix_socket_of_the_tls_server_needs_the_password(redis_tls_
 async def test_failover_makes_the_replica_the_master(redis_sentinel: RedisSentinel) -> None:
     before = redis_sentinel.master
     await before.cli("SET", "k", "v")
-    await before.cli("WAIT", 1, 1_000)
+    assert await before.cli("WAIT", 1, 5_000) == 1
 
     await redis_sentinel.failover()
 
