@@ -1,17 +1,21 @@
 """The chain: what a reader at a cursor is given next, and how it knows that nothing is missing.
 
-Rules of this file (DESIGN invariants 1 and 2, PROTOCOL.md §5)
+Rules of this file (PROTOCOL.md §5)
 1. A reader at cursor c missed nothing exactly when the next record's `prev` is c. Nothing else is proof:
    numbers are reused after a lost suffix, so cursors and heads are compared for equality.
-2. A discontinuity is a `Gap`, before the record that follows it; never silence.
+2. A discontinuity is a `Gap`, before the record that follows it; never silence. Its `cursor` is a place from which a
+   reader that was cut off right after it goes on.
 3. After gap(reset) and gap(ahead) the history that exists now is replayed from its first retained record.
-4. Foreign entries are passed on, outside the chain: they neither prove nor break it.
-5. Pure: values in, values out.
+4. Foreign entries are passed on, outside the chain: they neither prove nor break it. A reader whose last entry is a
+   foreign one keeps the last record of the chain beside it; one that comes back with only the foreign id is checked by
+   order (rule 1 needs a record): a next record whose `prev` is larger than that id was preceded by others.
+5. Pure: values in, values out. Every step with entries to give moves the cursor; a step without either settles at the
+   head or starts again at the first entry, and that only with a gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import msgspec
 
@@ -20,7 +24,7 @@ from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
 from tailrace.core.page import Head, Page
 
-__all__ = ["Position", "advance", "follows", "start"]
+__all__ = ["Position", "advance", "at_head", "follows", "start"]
 
 
 class Position(msgspec.Struct, frozen=True, gc=False):
@@ -29,20 +33,22 @@ class Position(msgspec.Struct, frozen=True, gc=False):
     cursor: EntryId
     """The last entry it was given, foreign ones included; what it resumes from."""
     chained: EntryId | None
-    """The last record of the chain it was given; None: unknown, so the next record is taken as it comes
-    (after an announced gap, or when the cursor is a foreign entry)."""
+    """The last record of the chain it was given; None: unknown (the cursor is a foreign entry, or history begins anew),
+    so that the next record is taken as it comes unless its order says otherwise."""
     proven: bool
     """Whether the cursor was seen to be part of the history that exists now."""
 
 
 def start(cursor: EntryId) -> Position:
     """A reader that says it has everything up to `cursor` (ZERO: nothing)."""
-    return Position(cursor, cursor, proven=False)
+    # Records count from 1: an id with number 0 is a foreign entry's.
+    known = cursor if cursor.seq > 0 or cursor == ZERO else None
+    return Position(cursor, known, proven=False)
 
 
 def at_head(head: Head) -> Position:
     """A reader that wants only what comes from now on."""
-    return Position(head.id, head.id, proven=True)
+    return Position(max(head.id, head.tip), head.id, proven=True)
 
 
 def follows(position: Position, record: Record) -> bool:
@@ -53,111 +59,174 @@ def follows(position: Position, record: Record) -> bool:
 def advance(stream: StreamName, position: Position, page: Page) -> tuple[list[Item], Position]:
     """Turn a page read at `position.cursor` into what the reader is given, and its new position.
 
-    When the answer ends in a reset (`cursor` is ZERO again) the caller reads on from there.
+    When it answers the cursor ZERO after another one, history begins anew: the caller reads on from there.
     """
     records = page.records
     if records and records[0].id == position.cursor:
         # The cursor itself is there: proof that it is part of this history.
-        position = Position(position.cursor, records[0].id if not records[0].foreign else None, proven=True)
-        records = records[1:]
-    elif not _proves(position, records):
-        return _discontinuity(stream, position, page)
-    items, position = _walk(stream, position, records)
-    if not page.more and page.head.ended and page.head.id in (position.chained, position.cursor):
-        items.append(Ended(stream, position.cursor, page.head.state))
-    return items, position
+        position = _found(position, records[0])
+        items, position = _walk(stream, position, records[1:], page.head)
+    elif records:
+        items, moved = _enter(stream, position, page)
+        if moved is None:
+            return _restart(stream, position, page)
+        position = moved
+    elif _lost(position, page.head):
+        return _restart(stream, position, page)
+    else:
+        items = []
+    return (items, position) if page.more else _settle(stream, items, position, page)
 
 
-def _proves(position: Position, records: tuple[Record, ...]) -> bool:
-    """Whether the first chained record follows the position, or nothing has to be proven."""
-    if position.chained is None:
-        return bool(records)
-    chained = next((record for record in records if not record.foreign), None)
-    return chained is not None and chained.prev == position.chained
+def _found(position: Position, record: Record) -> Position:
+    if not record.foreign:
+        return Position(record.id, record.id, proven=True)
+    known = position.chained if position.chained != record.id else None
+    return Position(record.id, known, proven=True)
 
 
-def _walk(stream: StreamName, position: Position, records: Iterable[Record]) -> tuple[list[Item], Position]:
-    """Follow the chain through records that come after `position`; holes in the middle become gaps."""
+def _walk(stream: StreamName, position: Position, records: Sequence[Record], head: Head) -> tuple[list[Item], Position]:
+    """Follow the chain through entries that come after `position`; holes in the middle become gaps."""
     items: list[Item] = []
     cursor, chained = position.cursor, position.chained
     for record in records:
-        if not record.foreign:
-            if chained is not None and record.prev != chained:
-                items.append(_hole(stream, chained, record))
+        prev = record.prev
+        if prev is not None:
+            if prev != chained and (chained is not None or prev > cursor):
+                items.append(_hole(stream, cursor, chained, record, head))
             chained = record.id
         items.append(record)
         cursor = record.id
     return items, Position(cursor, chained, proven=True)
 
 
-def _hole(stream: StreamName, after: EntryId, record: Record) -> Gap:
-    """Two neighbours in the stream that are not neighbours in the chain: entries between them were deleted."""
-    prev = record.prev
-    if prev is not None and prev > after:
-        return Gap(stream, after, record.id, record.id.seq - after.seq - 1, GapReason.DELETED)
-    return Gap(stream, after, record.id, None, GapReason.RESET)
+def _hole(stream: StreamName, cursor: EntryId, chained: EntryId | None, record: Record, head: Head) -> Gap:
+    """Two neighbours in the stream that are not neighbours in the chain: entries between them were deleted, or the
+    second one begins another history. What was given up to here stays true, so nothing is replayed."""
+    prev = record.prev or ZERO
+    place = max(cursor, prev)
+    if chained is None:
+        return Gap(stream, cursor, record.id, None, GapReason.DELETED, place)
+    missed = _missed(chained, record.id, record.id.seq - 1, head)
+    if _from_base(chained, record.id, head):
+        return Gap(stream, cursor, record.id, missed, head.base_reason, place)
+    if prev > chained and missed is not None:
+        return Gap(stream, cursor, record.id, missed, GapReason.DELETED, place)
+    return Gap(stream, cursor, record.id, None, GapReason.RESET, place)
 
 
-def _discontinuity(stream: StreamName, position: Position, page: Page) -> tuple[list[Item], Position]:
-    """The page does not prove the cursor: say at once what is known, and go on from there."""
-    head, cursor = page.head, position.chained if position.chained is not None else position.cursor
-    first = page.records[0] if page.records else None
-    if first is None:
-        return _nothing_after(stream, position, cursor, page)
-    if not any(not record.foreign for record in page.records):
-        # Only foreign entries so far: they prove nothing, and the chain goes on behind them.
-        return _walk(stream, position, page.records)
-    before = first.id
-    if cursor == ZERO:
-        chained = next(record for record in page.records if not record.foreign)
-        missed = chained.id.seq - 1
-        gap = Gap(stream, ZERO, before, missed, GapReason.TRIMMED)
-    elif cursor <= head.base:
-        missed_before = head.base.seq - cursor.seq if head.base.seq >= cursor.seq else None
-        gap = Gap(stream, cursor, before, missed_before, head.base_reason)
+def _enter(stream: StreamName, position: Position, page: Page) -> tuple[list[Item], Position | None]:
+    """The cursor's own entry is not there: does what comes next prove it? None: the cursor is not of this history."""
+    cursor, chained, head = position.cursor, position.chained, page.head
+    first, record = page.records[0], next((record for record in page.records if not record.foreign), None)
+    trimmed = page.first == first.id
+    reason = GapReason.TRIMMED if trimmed else GapReason.DELETED
+    gap: Gap | None = None
+    if cursor == ZERO and chained is None:
+        pass  # History begins anew, and was announced.
+    elif chained != cursor and trimmed:
+        # The last thing it has was a foreign entry, now gone; nobody counts those.
+        gap = Gap(stream, cursor, first.id, None, reason, cursor)
+        chained = record.prev if record is not None and (record.prev or ZERO) < first.id else None
+    elif chained is None or (record is not None and record.prev == chained):
+        pass
+    elif record is None:
+        return _enter_foreign(stream, position, page, reason)
     else:
-        chained = next(record for record in page.records if not record.foreign)
-        if chained.prev is not None and chained.prev > cursor:
-            reason = GapReason.TRIMMED if page.first == first.id else GapReason.DELETED
-            gap = Gap(stream, cursor, before, chained.id.seq - cursor.seq - 1, reason)
-        else:
-            return _restart(stream, cursor, page.first, GapReason.RESET)
-    items, moved = _walk(stream, Position(position.cursor, None, proven=True), page.records)
-    if not page.more and head.ended and head.id == moved.chained:
-        items.append(Ended(stream, moved.cursor, head.state))
-    return [gap, *items], moved
+        prev = record.prev or ZERO
+        missed = _missed(chained, record.id, record.id.seq - 1, head)
+        if chained == ZERO:
+            reason = GapReason.TRIMMED
+        elif _from_base(chained, record.id, head):
+            reason = head.base_reason
+        elif prev < chained or missed is None:
+            return [], None
+        if prev < first.id:
+            # Before the first record there is no id but ZERO, if nothing older is left that it would bring again.
+            place = ZERO if prev == ZERO and trimmed else max(cursor, prev)
+            gap = Gap(stream, cursor, first.id, missed, reason, place)
+            chained = prev
+        # Otherwise foreign entries come first, and the loss is behind them: the walk announces it there.
+    items, moved = _walk(stream, Position(cursor, chained, proven=True), page.records, head)
+    return ([gap, *items] if gap is not None else items), moved
 
 
-def _nothing_after(stream: StreamName, position: Position, cursor: EntryId, page: Page) -> tuple[list[Item], Position]:
-    """No entry at or after the cursor."""
-    head = page.head
-    if cursor == head.id:
-        settled = Position(position.cursor, cursor, proven=True)
-        return ([Ended(stream, position.cursor, head.state)] if head.ended else []), settled
-    gone = head.state in (StreamState.EXPIRED, StreamState.DELETED)
-    if cursor < head.id and page.first is None and gone:
-        reason = GapReason.EXPIRED if head.state is StreamState.EXPIRED else GapReason.DELETED
-        gap = Gap(stream, cursor, None, head.id.seq - cursor.seq, reason)
-        return [gap, Ended(stream, head.id, head.state)], Position(head.id, head.id, proven=True)
-    if cursor < head.id and page.first is None:
-        # Closed and gone, or every entry was deleted while the stream lives.
-        reason = GapReason.EXPIRED if head.ended else GapReason.DELETED
-        gap = Gap(stream, cursor, None, head.id.seq - cursor.seq, reason)
-        items: list[Item] = [gap]
-        if head.ended:
-            items.append(Ended(stream, head.id, head.state))
-        return items, Position(head.id, head.id, proven=True)
-    if cursor < head.id:
-        # The newest entries were deleted by hand; the chain goes on at the head.
-        gap = Gap(stream, cursor, None, head.id.seq - cursor.seq, GapReason.DELETED)
-        return [gap], Position(head.id, head.id, proven=True)
-    if cursor == head.base and page.first is None:
-        return [], Position(position.cursor, None, proven=True)
-    reason = GapReason.RESET if position.proven else GapReason.AHEAD
-    return _restart(stream, cursor, page.first, reason)
+def _enter_foreign(
+    stream: StreamName, position: Position, page: Page, reason: GapReason
+) -> tuple[list[Item], Position | None]:
+    """The cursor's own entry is gone and only foreign entries follow: the head decides, if they are the last."""
+    cursor, chained, head, first = position.cursor, position.chained or ZERO, page.head, page.records[0]
+    if page.more:
+        if chained == ZERO:
+            # Nothing was read yet; the first record will tell how many came before it.
+            return _walk(stream, position, page.records, head)
+        gap = Gap(stream, cursor, first.id, None, reason, cursor)
+        items, moved = _walk(stream, Position(cursor, None, proven=True), page.records, head)
+        return [gap, *items], moved
+    if head.id < chained:
+        return [], None
+    missed, crossed = _missed(chained, head.id, head.id.seq, head), _from_base(chained, head.id, head)
+    if head.id != chained and missed is None and not crossed:
+        return [], None
+    items, moved = _walk(stream, Position(cursor, head.id, proven=True), page.records, head)
+    if head.id == chained:
+        return items, moved
+    reason = head.base_reason if crossed else reason
+    place = head.id if head.id < first.id else cursor
+    return [Gap(stream, cursor, first.id, missed, reason, place), *items], moved
 
 
-def _restart(
-    stream: StreamName, cursor: EntryId, first: EntryId | None, reason: GapReason
-) -> tuple[list[Item], Position]:
-    return [Gap(stream, cursor, first, None, reason)], Position(ZERO, None, proven=True)
+def _settle(stream: StreamName, items: list[Item], position: Position, page: Page) -> tuple[list[Item], Position]:
+    """The page reached the stream's end: what is left of the chain, up to the head, is gone; then perhaps the end."""
+    head, cursor, chained = page.head, position.cursor, position.chained
+    known = chained if chained is not None else cursor
+    if head.id > known:
+        missed = _missed(chained, head.id, head.id.seq, head) if chained is not None else None
+        cursor = max(cursor, head.id)
+        items.append(Gap(stream, position.cursor, None, missed, _end_reason(page), cursor))
+        position = Position(cursor, head.id, proven=True)
+    elif chained is None or chained == head.id:
+        # Nothing of the chain lies behind a foreign cursor, so all of it is known.
+        position = Position(cursor, head.id, proven=True)
+    if head.ended and position.chained == head.id:
+        items.append(Ended(stream, position.cursor, head.state))
+    return items, position
+
+
+def _end_reason(page: Page) -> GapReason:
+    expired = page.first is None and page.head.ended and page.head.state is not StreamState.DELETED
+    return GapReason.EXPIRED if expired else GapReason.DELETED
+
+
+def _lost(position: Position, head: Head) -> bool:
+    """Whether an empty answer means that the cursor is not part of what exists now."""
+    known = position.chained if position.chained is not None else position.cursor
+    same_history = known > head.base or head.base == ZERO
+    # A smaller id with a number that is not smaller: the numbers between were given out twice.
+    reused = same_history and ZERO < known < head.id and known.seq >= head.id.seq
+    return (known > head.id and known != head.base) or reused
+
+
+def _restart(stream: StreamName, position: Position, page: Page) -> tuple[list[Item], Position]:
+    reason = GapReason.RESET if position.proven or page.records or position.cursor <= page.head.id else GapReason.AHEAD
+    return [Gap(stream, position.cursor, page.first, None, reason, ZERO)], Position(ZERO, None, proven=True)
+
+
+def _from_base(after: EntryId, upto: EntryId, head: Head) -> bool:
+    """Whether the two lie in different incarnations."""
+    return ZERO < after <= head.base < upto
+
+
+def _missed(after: EntryId, upto: EntryId, number: int, head: Head) -> int | None:
+    """How many records lie between a reader's last one and `upto`, which is or follows record `number`."""
+    if after == ZERO:
+        return number
+    if not _from_base(after, upto, head):
+        # Not even one: the numbers between were given out twice, so `after` is not of this history.
+        return number - after.seq if number > after.seq else None
+    if after == head.base:
+        return number
+    if head.incarnation > 2 or after.seq > head.base.seq:
+        # It may be of an incarnation whose length nobody remembers.
+        return None
+    return head.base.seq - after.seq + number

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from tailrace.core.ids import ZERO, EntryId
+from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 
 __all__ = ["Degraded", "Ended", "Event", "Gap", "GapReason", "Item", "Json", "Record", "StreamState"]
@@ -87,8 +87,8 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     missed: int | None
     """How many records were lost; None when nobody can know."""
     reason: GapReason
-    cursor: EntryId = ZERO
-    """Where the reader is once it was told: resuming from here brings what follows, and not this gap again."""
+    cursor: EntryId
+    """Where the reader is once it was told: resuming from here loses nothing and repeats no record."""
 
 
 class StreamState(StrEnum):

@@ -25,6 +25,9 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     largest: int = 0
     """Size of the largest record seen, in bytes: reads choose their COUNT by it."""
 
+    tip: EntryId = ZERO
+    """The last entry, foreign ones included, where that is known to lie behind `id`: readers from now begin there."""
+
     @property
     def ended(self) -> bool:
         """Whether nothing more is coming."""
