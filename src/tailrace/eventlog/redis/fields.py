@@ -1,0 +1,148 @@
+"""Entries: what an event becomes in the append script's arguments, and what an entry read back means (PROTOCOL.md §9).
+
+Rules of this file
+1. An entry is ours when its first fields are `v` = `1`, `type`, `data`, `time`, `prev`, in this order.
+2. Everything else is somebody else's: a foreign record, outside the chain, whose data is the JSON object of its fields.
+3. An entry that claims to be ours and cannot be read is given as a foreign one and logged: no reader is ever stuck at
+   it, and the chain announces that a record is missing there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tailrace.core.codec import Prepared, prepare
+from tailrace.core.event import Event, Json, Record
+from tailrace.core.ids import EntryId
+from tailrace.core.names import StreamName, foreign_type
+from tailrace.errors import Malformed, TooLarge
+from tailrace.eventlog.redis.scripts import read_id
+
+__all__ = ["MAX_CALL_BYTES", "MAX_CALL_EVENTS", "Packed", "pack", "pack_prepared", "read_entry"]
+
+log = logging.getLogger("tailrace.log")
+
+MAX_CALL_EVENTS = 1_000
+MAX_CALL_BYTES = 8 * 1_048_576
+_OVERHEAD = 64
+_VERSION = b"1"
+_MAX_TYPES = 4_096
+_types: dict[bytes, str] = {}
+
+
+class Packed(msgspec.Struct, frozen=True, gc=False):
+    """Events as the append script takes them."""
+
+    args: list[bytes | str]
+    count: int
+    size: int
+    """In bytes, about: what counts for the limit of one call."""
+    uids: bool
+
+
+def pack(events: Sequence[Event], *, max_event_bytes: int) -> Packed:
+    """Check events and make the script's arguments of them.
+
+    Raises:
+        Malformed, TooLarge: an event, or all of them together, may not be stored; nothing was sent.
+    """
+    if len(events) > MAX_CALL_EVENTS:
+        raise TooLarge(f"more than {MAX_CALL_EVENTS} events", limit=MAX_CALL_EVENTS)
+    return pack_prepared([prepare(event, max_bytes=max_event_bytes) for event in events])
+
+
+def pack_prepared(events: Sequence[Prepared]) -> Packed:
+    """Make the script's arguments of checked events.
+
+    Raises:
+        TooLarge: they are more than a call may hold.
+    """
+    args: list[bytes | str] = []
+    size = 0
+    uids = False
+    for event in events:
+        data, uid, key, actor, trace = event.data, event.uid, event.key, event.actor, event.trace
+        size += len(data) + _OVERHEAD
+        if uid is None and key is None and actor is None and trace is None:
+            args += ("0", event.type, data)
+            continue
+        shape = (uid is not None) | (key is not None) << 1 | (actor is not None) << 2 | (trace is not None) << 3
+        args += (str(shape), event.type, data)
+        if uid is not None:
+            uids = True
+            args += (uid, _body_hash(event))
+        args += [text for text in (key, actor, trace) if text is not None]
+    if size > MAX_CALL_BYTES + _OVERHEAD * len(events):
+        raise TooLarge(f"the events of one call are more than {MAX_CALL_BYTES} bytes", limit=MAX_CALL_BYTES)
+    return Packed(args, len(events), size, uids)
+
+
+def _body_hash(event: Prepared) -> str:
+    """What must be equal when a uid comes again; the trace differs between two tries of the same event."""
+    parts = (event.type.encode(), event.data, (event.key or "").encode(), (event.actor or "").encode())
+    return hashlib.blake2b(b"\n".join(parts), digest_size=9).hexdigest()
+
+
+def read_entry(stream: StreamName, raw: list[Any]) -> Record:
+    """Read one entry as XRANGE answers it."""
+    entry_id, fields = read_id(raw[0]), raw[1]
+    if len(fields) >= 10 and fields[0] == b"v" and fields[8] == b"prev":
+        try:
+            return _own(stream, entry_id, fields)
+        except (ValueError, Malformed):
+            log.error("unreadable record", extra={"stream": stream, "entry": str(entry_id)})
+    return _foreign(stream, entry_id, fields)
+
+
+def _own(stream: StreamName, entry_id: EntryId, fields: list[bytes]) -> Record:
+    if fields[1] != _VERSION or fields[2] != b"type" or fields[4] != b"data" or fields[6] != b"time":
+        raise ValueError("not the fields of version 1")
+    kind, data = fields[3], fields[5]
+    # What we store has no raw control characters; what has any would break frames, so it is not what we stored.
+    if b"\n" in data or b"\r" in data:
+        raise ValueError("raw line breaks in the data")
+    text = _types.get(kind) or _type(kind)
+    if len(fields) == 10:
+        return Record(stream, entry_id, read_id(fields[9]), text, Json(data), int(fields[7]))
+    rest = {name: value.decode() for name, value in zip(fields[10::2], fields[11::2], strict=True)}
+    if any("\n" in value or "\r" in value for value in rest.values()):
+        raise ValueError("line breaks in a label")
+    return Record(
+        stream,
+        entry_id,
+        read_id(fields[9]),
+        text,
+        Json(data),
+        int(fields[7]),
+        rest.get(b"uid"),
+        rest.get(b"key"),
+        rest.get(b"actor"),
+        rest.get(b"trace"),
+    )
+
+
+def _type(raw: bytes) -> str:
+    text = raw.decode("ascii")
+    if not text or not text.isprintable() or " " in text:
+        raise ValueError("not a type")
+    if len(_types) < _MAX_TYPES:
+        _types[raw] = text
+    return text
+
+
+def _foreign(stream: StreamName, entry_id: EntryId, fields: list[bytes]) -> Record:
+    texts = [field.decode("utf-8", "replace") for field in fields]
+    values = dict(zip(texts[::2], texts[1::2], strict=False))
+    return Record(
+        stream,
+        entry_id,
+        None,
+        foreign_type(values.get("type", "")),
+        Json(msgspec.json.encode(values)),
+        entry_id.ms,
+    )

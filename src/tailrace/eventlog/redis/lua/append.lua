@@ -1,0 +1,399 @@
+-- Append one numbered call of one producer to one stream: all of it or nothing.
+--
+-- KEYS   1 events  2 meta  3 uids (used only by events with a uid)
+-- ARGV   1 producer id  2 its call number n, from 1  3 "1": this call may have been sent before
+--        4 expected seq of the head, or ""  5 owner's epoch, or ""  6 "1": close the stream
+--        7 MAXLEN  8 hard cap: entries kept for a slow group at most  9 age limit in ms, or ""
+--        10 idle life in ms, or ""  11 life after close in ms, or ""  12 how long meta stays longer, in ms
+--        13 PUBLISH or SPUBLISH  14 "1": XTRIM knows MINID (Redis 6.2)  15 number of events  16 "1": some have a uid
+--        from 17, per event: shape, type, data, then by the bits of shape: 1 uid and hash of the body, 2 key, 4 actor,
+--        8 trace
+-- reply  { "ok", ms, first seq, time, [ids when events have uids: "<id>" new, "=<id>" stored before] }
+--        { "dup", ms, first seq, time or 0, [ids as above] }     this call was stored before
+--        { "closed" } { "fenced", epoch } { "seq", seq } { "unknown" } { "conflict", index from 0 } { "missing" }
+--        { "refused", error text }                               the server cannot write
+--
+-- Rules of this script (PROTOCOL.md §9)
+-- 1. All reads and checks come before the first write, so nothing can fail half-way. The first write is an XADD, which
+--    obeys maxmemory, read-only and min-replicas; where it is refused nothing is stored.
+-- 2. A number once answered is answered again: the check for a repeated call comes before all others.
+-- 3. Numbers are doubles here: exact up to 2^53. Ids beyond that are nobody's clock and are refused, never computed with.
+-- 4. ARGV are strings: compare with "1".
+
+local events, meta, uids = KEYS[1], KEYS[2], KEYS[3]
+local pid, n = ARGV[1], tonumber(ARGV[2])
+local count, with_uids = tonumber(ARGV[15]), ARGV[16] == '1'
+local FIRST = 17
+local PIDS, UIDS, PUSH_RECORD, PUSH_MESSAGE = 64, 1024, 32768, 1048576
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local m = redis.call('HMGET', meta, 'last', 'state', 'inc', 'exp', 'epoch', 'pev', 'big', 'hold', 'p:' .. pid)
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function parts(id)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if #ms > 15 or #seq > 15 then
+    return nil
+  end
+  return tonumber(ms), tonumber(seq)
+end
+
+-- Calls f(index, shape, type, data, uid, hash, key, actor, trace) for each event, until it answers something.
+local function each(f)
+  local a = FIRST
+  for i = 1, count do
+    local shape, kind, data = ARGV[a], ARGV[a + 1], ARGV[a + 2]
+    a = a + 3
+    local uid, hash, key, actor, trace = '', '', '', '', ''
+    if shape ~= '0' then
+      local bits = tonumber(shape)
+      if bit.band(bits, 1) ~= 0 then
+        uid, hash = ARGV[a], ARGV[a + 1]
+        a = a + 2
+      end
+      if bit.band(bits, 2) ~= 0 then
+        key = ARGV[a]
+        a = a + 1
+      end
+      if bit.band(bits, 4) ~= 0 then
+        actor = ARGV[a]
+        a = a + 1
+      end
+      if bit.band(bits, 8) ~= 0 then
+        trace = ARGV[a]
+        a = a + 1
+      end
+    end
+    local answer = f(i, shape, kind, data, uid, hash, key, actor, trace)
+    if answer then
+      return answer
+    end
+  end
+end
+
+-- 1. A call that was stored before.
+if m[9] then
+  local stored, first, last, then_at = string.match(m[9], '^(%d+) (%S+) (%S+) ?(%d*)$')
+  if n <= tonumber(stored) then
+    local ms, seq = parts(first)
+    local ids = {}
+    if with_uids then
+      local next_seq, _, last_seq = seq, parts(last)
+      each(function(i, shape, kind, data, uid)
+        local known = uid ~= '' and redis.call('HGET', uids, '=' .. uid)
+        local id = known and string.match(known, '^%S+ (%S+)')
+        local id_ms, id_seq
+        if id then
+          id_ms, id_seq = parts(id)
+        end
+        if id and not (id_ms == ms and id_seq >= seq and id_seq <= last_seq) then
+          ids[i] = '=' .. id
+        elseif id and id_seq < next_seq then
+          ids[i] = '=' .. id
+        else
+          ids[i] = text(ms) .. '-' .. text(next_seq)
+          next_seq = next_seq + 1
+        end
+      end)
+    end
+    return { 'dup', text(ms), text(seq), then_at ~= '' and then_at or '0', ids }
+  end
+elseif m[6] and m[6] ~= '0' and (n > 1 or ARGV[3] == '1') then
+  return { 'unknown' }
+end
+
+-- 2. Is this the history that meta tells of, or does a new one begin?
+local last, state, incarnation = m[1], m[2], tonumber(m[3] or '0')
+local base, why = false, false
+local last_ms, last_seq = 0, 0
+local fresh = false
+local function generated()
+  local info = redis.pcall('XINFO', 'STREAM', events)
+  for i = 1, info.err and 0 or #info, 2 do
+    if info[i] == 'last-generated-id' then
+      return info[i + 1]
+    end
+  end
+end
+if last then
+  last_ms, last_seq = parts(last)
+  if state == 'deleted' or redis.call('EXISTS', events) == 0 then
+    fresh, base = true, last
+    why = (state ~= 'deleted' and m[4] and tonumber(m[4]) <= now + 1000) and 'expired' or 'deleted'
+  end
+else
+  fresh = true
+  local existing = generated()
+  if existing and existing ~= '0-0' then
+    -- Foreign entries, or ours after meta was lost: nobody knows the count.
+    base, why = existing, 'reset'
+    last_ms = parts(existing)
+  end
+end
+if not last_ms then
+  return { 'refused', 'IDSPACE the stream holds an id that is no time' }
+end
+if fresh then
+  last_seq = 0
+  if count == 0 then
+    return { 'missing' }
+  end
+elseif state == 'closed' then
+  return { 'closed' }
+end
+
+-- 3. What the caller demands.
+if ARGV[5] ~= '' and m[5] and tonumber(ARGV[5]) < tonumber(m[5]) then
+  return { 'fenced', m[5] }
+end
+if ARGV[4] ~= '' and tonumber(ARGV[4]) ~= last_seq then
+  return { 'seq', text(last_seq) }
+end
+local ids, uid_next = false, 0
+if with_uids then
+  ids = {}
+  local mine = {}
+  local refused = each(function(i, shape, kind, data, uid, hash)
+    if uid ~= '' then
+      local known = mine[uid] or (not fresh and redis.call('HGET', uids, '=' .. uid))
+      if not known then
+        mine[uid] = hash .. ' ' .. i
+      elseif string.sub(known, 1, #hash + 1) ~= hash .. ' ' then
+        return { 'conflict', i - 1 }
+      else
+        ids[i] = '=' .. string.sub(known, #hash + 2)
+      end
+    end
+  end)
+  if refused then
+    return refused
+  end
+  uid_next = fresh and 0 or tonumber(redis.call('HGET', uids, '#') or '0')
+end
+
+-- 4. Write. Nothing before this line has changed anything.
+local ms = math.max(now, last_ms)
+if fresh and base then
+  ms = math.max(now, last_ms + 1)
+end
+local maxlen = tonumber(ARGV[7])
+local hole = false
+if m[8] then
+  -- seq counts records, so this many are not yet done by the slowest group.
+  local hold_ms, hold_seq = parts(m[8])
+  local waiting = (fresh or not hold_ms) and last_seq or math.max(0, last_seq - hold_seq)
+  local cap = tonumber(ARGV[8])
+  hole = waiting + count > cap
+  maxlen = math.max(maxlen, math.min(cap, waiting + count))
+end
+local time_text, ms_text = text(now), text(ms)
+local seq, prev = last_seq, (fresh or not last) and '0-0' or last
+local first_seq, first_id, refused = false, false, false
+local largest, message, message_bytes = tonumber(m[7] or '0'), { 't1\n' }, 0
+local uid_writes = {}
+
+local function add(id, shape, kind, data, uid, key, actor, trace)
+  if shape == '0' then
+    return redis.pcall('XADD', events, id, 'v', '1', 'type', kind, 'data', data, 'time', time_text, 'prev', prev)
+  end
+  local args = { 'XADD', events, id, 'v', '1', 'type', kind, 'data', data, 'time', time_text, 'prev', prev }
+  local optional = { 'uid', uid, 'key', key, 'actor', actor, 'trace', trace }
+  for i = 1, 8, 2 do
+    if optional[i + 1] ~= '' then
+      args[#args + 1] = optional[i]
+      args[#args + 1] = optional[i + 1]
+    end
+  end
+  return redis.pcall(unpack(args))
+end
+
+-- The first XADD may find an id that somebody else added: then the ids go on behind it.
+local function add_first(shape, kind, data, uid, key, actor, trace)
+  local id = ms_text .. '-' .. text(seq)
+  local answer = add(id, shape, kind, data, uid, key, actor, trace)
+  if type(answer) == 'table' and answer.err and string.find(answer.err, 'equal or smaller', 1, true) then
+    local top = generated()
+    local top_ms, top_seq = parts(top or '0-0')
+    if not top_ms then
+      return { err = 'IDSPACE the stream holds an id that is no time' }
+    end
+    if fresh then
+      base = top
+    end
+    ms = (fresh or top_seq >= seq) and top_ms + 1 or top_ms
+    ms_text = text(ms)
+    answer = add(ms_text .. '-' .. text(seq), shape, kind, data, uid, key, actor, trace)
+  end
+  return answer
+end
+
+each(function(i, shape, kind, data, uid, hash, key, actor, trace)
+  if ids and ids[i] then
+    return
+  end
+  seq = seq + 1
+  if not first_seq then
+    local answer = add_first(shape, kind, data, uid, key, actor, trace)
+    if type(answer) == 'table' then
+      refused = answer.err or 'ERR'
+      return true
+    end
+    first_seq = seq
+    first_id = ms_text .. '-' .. text(seq)
+  else
+    add(ms_text .. '-' .. text(seq), shape, kind, data, uid, key, actor, trace)
+  end
+  local id = ms_text .. '-' .. text(seq)
+  local size = #data + #kind + #uid + #key + #actor + #trace + 64
+  if size > largest then
+    largest = size
+  end
+  local entry
+  if size > PUSH_RECORD or message_bytes > PUSH_MESSAGE then
+    entry = 'i\n' .. prev .. '\n' .. id
+  else
+    entry = 'r\n' .. prev .. '\n' .. id .. '\n' .. time_text .. '\n' .. kind .. '\n' .. uid .. '\n' .. key .. '\n'
+      .. actor .. '\n' .. trace .. '\n' .. data
+  end
+  message[#message + 1] = #entry .. '\n' .. entry
+  message_bytes = message_bytes + #entry
+  if ids then
+    ids[i] = id
+    if uid ~= '' then
+      uid_writes[#uid_writes + 1] = { uid, hash .. ' ' .. id }
+    end
+  end
+  prev = id
+end)
+if refused then
+  return { 'refused', refused }
+end
+if ids then
+  -- A uid twice in one call: the second is the first one's record.
+  for i = 1, count do
+    local nth = string.match(ids[i], '^=(%d+)$')
+    if nth then
+      ids[i] = '=' .. ids[tonumber(nth)]
+    end
+  end
+end
+
+local closing = ARGV[6] == '1'
+local stored = first_seq ~= false
+if not stored and not closing then
+  -- Every event was stored before, under its uid.
+  return { 'ok', '0', '0', time_text, ids }
+end
+local fields = { 'HSET', meta, 'last', prev, 'big', text(largest) }
+local function set(name, value)
+  fields[#fields + 1] = name
+  fields[#fields + 1] = value
+end
+local life = false
+if fresh then
+  redis.call('DEL', uids)
+  redis.call('HDEL', meta, 'exp', 'base', 'why', 'hole')
+  set('inc', text(incarnation + 1))
+  if base then
+    set('base', base)
+    set('why', why)
+  end
+  if ARGV[10] == '' then
+    redis.call('PERSIST', meta)
+  end
+end
+if fresh or closing then
+  set('state', closing and 'closed' or 'open')
+end
+if closing and ARGV[11] ~= '' then
+  life = tonumber(ARGV[11])
+elseif ARGV[10] ~= '' then
+  -- A little more than asked, so that not every append has to say it again.
+  local idle = tonumber(ARGV[10])
+  if fresh or not m[4] or tonumber(m[4]) < now + idle then
+    life = idle + math.ceil(idle / 64)
+  end
+end
+if life then
+  set('exp', text(now + life))
+end
+if ARGV[5] ~= '' and (not m[5] or tonumber(ARGV[5]) > tonumber(m[5])) then
+  set('epoch', ARGV[5])
+end
+if hole and m[8] then
+  set('hole', m[8])
+end
+if not m[9] and redis.call('HLEN', meta) >= PIDS then
+  -- A producer more than we keep: the one whose last call is oldest goes.
+  local all = redis.call('HGETALL', meta)
+  local oldest, oldest_ms, known = nil, nil, 0
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 2) == 'p:' then
+      known = known + 1
+      local at = tonumber(string.match(all[i + 1], '^%d+ (%d+)')) or 0
+      if not oldest_ms or at < oldest_ms then
+        oldest, oldest_ms = all[i], at
+      end
+    end
+  end
+  if known >= PIDS then
+    redis.call('HDEL', meta, oldest)
+    redis.call('HINCRBY', meta, 'pev', 1)
+  end
+end
+set('p:' .. pid, ARGV[2] .. ' ' .. (first_id or prev) .. ' ' .. prev .. ' ' .. time_text)
+redis.call(unpack(fields))
+
+for i = 1, #uid_writes do
+  local slot = '#' .. (uid_next % UIDS)
+  local old = uid_next >= UIDS and redis.call('HGET', uids, slot)
+  if old then
+    redis.call('HDEL', uids, '=' .. old)
+  end
+  redis.call('HSET', uids, '=' .. uid_writes[i][1], uid_writes[i][2], slot, uid_writes[i][1])
+  uid_next = uid_next + 1
+end
+if #uid_writes > 0 then
+  redis.call('HSET', uids, '#', uid_next)
+end
+
+local exp = life and text(now + life) or (not fresh and m[4])
+if life then
+  redis.call('PEXPIREAT', events, exp)
+  redis.call('PEXPIREAT', meta, text(tonumber(exp) + tonumber(ARGV[12])))
+end
+if exp and (life or #uid_writes > 0) then
+  redis.call('PEXPIREAT', uids, exp)
+end
+
+-- 5. Retention. Group positions (`hold`) are respected up to the hard cap.
+if stored then
+  redis.call('XTRIM', events, 'MAXLEN', '~', text(maxlen))
+  if ARGV[9] ~= '' then
+    local oldest = now - tonumber(ARGV[9])
+    local hold_ms = m[8] and not fresh and parts(m[8]) or nil
+    if hold_ms and hold_ms < oldest then
+      oldest = hold_ms
+    end
+    if ARGV[14] == '1' then
+      redis.call('XTRIM', events, 'MINID', '~', text(oldest))
+    elseif oldest > 0 then
+      local old = redis.call('XRANGE', events, '-', text(oldest - 1), 'COUNT', 100)
+      for i = 1, #old do
+        redis.call('XDEL', events, old[i][1])
+      end
+    end
+  end
+end
+
+-- 6. Push. A failing PUBLISH fails nothing: the log has the records, and readers ask.
+if closing then
+  local entry = 's\n' .. prev .. '\nclosed'
+  message[#message + 1] = #entry .. '\n' .. entry
+end
+redis.pcall(ARGV[13], string.sub(meta, 1, -5) .. 'push', table.concat(message))
+return { 'ok', ms_text, text(first_seq or 0), time_text, ids }

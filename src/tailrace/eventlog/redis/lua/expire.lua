@@ -1,0 +1,23 @@
+-- Let a stream expire, or stay.
+--
+-- KEYS   1 events  2 meta  3 uids
+-- ARGV   1 remaining life in ms ("": for ever)  2 how long meta stays longer, in ms
+-- reply  1, or 0 when there is no such stream
+
+local h, exists = head(KEYS[1], KEYS[2])
+if exists == 0 then
+  return 0
+end
+if ARGV[1] == '' then
+  redis.call('HDEL', KEYS[2], 'exp')
+  for i = 1, 3 do
+    redis.call('PERSIST', KEYS[i])
+  end
+  return 1
+end
+local exp = now_ms() + tonumber(ARGV[1])
+redis.call('HSET', KEYS[2], 'exp', string.format('%.0f', exp))
+redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', exp + tonumber(ARGV[2])))
+redis.call('PEXPIREAT', KEYS[3], string.format('%.0f', exp))
+redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', exp))
+return 1
