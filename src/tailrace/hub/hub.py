@@ -166,6 +166,11 @@ class Hub:
             raise
         return Lane(subscription, topic, position, finite=kind.start is Start.FIRST)
 
+    def readers(self, stream: StreamName) -> int:
+        """How many subscriptions of this process read a stream."""
+        topic = self._topics.get(stream)
+        return topic.lanes if topic is not None else 0
+
     def release_lane(self, lane: Lane) -> None:
         """The lane is not used any more."""
         lane.topic.live.pop(lane, None)

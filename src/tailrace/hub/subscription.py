@@ -111,10 +111,17 @@ class Subscription:
             LogUnavailable: the log did not answer; nothing changed.
         """
         lane = await self._hub.open_lane(self, stream, resume)
-        self.remove(stream)
-        self._lanes[stream] = lane
-        self.wake()
+        self.put(lane)
         return lane.position
+
+    def put(self, lane: Lane) -> None:
+        """Begin to read a lane that `Hub.open_lane` opened for this subscription; it replaces an earlier one.
+
+        Nothing is written to the sink before the caller waits for something.
+        """
+        self.remove(lane.stream)
+        self._lanes[lane.stream] = lane
+        self.wake()
 
     def remove(self, stream: StreamName) -> bool:
         """Stop reading a stream. False: it was not read."""
