@@ -114,6 +114,7 @@ Command: TypeAlias = Subscribe | Unsubscribe | Publish | Ack | Presence | Ping |
 
 _DECODER: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _ANY_ID = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_SHOWN = (str, int, float, bool, type(None))
 
 
 def decode_command(text: str | bytes) -> Command:
@@ -168,7 +169,7 @@ def _id_of(text: str | bytes) -> CommandId | None:
 # -- what the server says ----------------------------------------------------------------------------------
 
 
-def reply(id_: CommandId, fields: Mapping[str, Any] | None = None) -> bytes:
+def reply(id_: CommandId | None, fields: Mapping[str, Any] | None = None) -> bytes:
     """The good answer to a command."""
     return _json({"reply": id_, **(fields or {})})
 
@@ -182,6 +183,9 @@ def error_fields(error: TailraceError) -> dict[str, Any]:
     """An error as the client sees it: the same code and status as in HTTP's problem documents."""
     safe = isinstance(error, RequestError) or error.retryable
     fields: dict[str, Any] = {"code": error.code, "status": error.status}
+    if isinstance(error, RequestError):
+        fields = {name: value for name, value in error.data.items() if isinstance(value, _SHOWN)} | fields
+        fields.pop("reply", None)
     if safe and error.detail:
         fields["detail"] = error.detail
     if isinstance(error, (RateLimited, LogUnavailable, OutcomeUnknown)):

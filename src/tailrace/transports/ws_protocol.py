@@ -7,8 +7,9 @@ Rules of this file
    Once a close frame was sent or received, or the connection was lost, the channel takes nothing more.
 4. A connection that goes away with bytes unsent can be aborted: a graceful close would wait for a reader that is not
    there.
-5. A message is at most 64 KiB; a larger one ends the connection with 4503, broken framing with the standard's codes.
-   What the client is still sending is read and dropped for a moment, or a reset would swallow the close frame.
+5. A message is at most 64 KiB (a setting); a larger one ends the connection with 4503, broken framing with the
+   standard's codes. What the client is still sending is read and dropped for a moment, or a reset would swallow the
+   close frame.
 6. An address in a log line never shows its query: tokens are in it.
 """
 
@@ -24,11 +25,10 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from tailrace.codes import CloseCode
-from tailrace.transports.rawhttp import EXTENSION, UNSENT_BYTES, RawChannel
+from tailrace.transports.rawhttp import EXTENSION, RawChannel
 
-__all__ = ["MESSAGE_BYTES", "RawWebSocketProtocol", "WsOffer"]
+__all__ = ["RawWebSocketProtocol", "WsOffer"]
 
-MESSAGE_BYTES = 65_536
 CLOSE_SECONDS = 5.0
 """How long the client has to answer a close frame."""
 
@@ -65,13 +65,18 @@ class WsOffer:
 class RawWebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the extension; without compression and without pings of its own."""
 
+    message_bytes = 65_536
+    """A larger message of a client ends its connection."""
+    unsent_bytes = 262_144
+    """A lent transport with more unsent bytes is paused."""
+
     channel: RawChannel | None = None
     _failed = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         # Whatever uvicorn was told: a client cannot make us hold more than this, nor inflate anything.
-        self.conn = _Conversation(max_size=MESSAGE_BYTES, logger=logging.getLogger("uvicorn.error"))
+        self.conn = _Conversation(max_size=self.message_bytes, logger=logging.getLogger("uvicorn.error"))
         self.ping_interval = None
         self.close_timeout = CLOSE_SECONDS
         self.logger = cast(logging.Logger, _Discreet(self.logger, {}))
@@ -132,7 +137,7 @@ class RawWebSocketProtocol(WebSocketsSansIOProtocol):
         """Lend the transport; None: it is closing."""
         if self.transport.is_closing() or self.close_sent or self.disconnected:
             return None
-        self.transport.set_write_buffer_limits(high=UNSENT_BYTES, low=UNSENT_BYTES // 4)
+        self.transport.set_write_buffer_limits(high=self.unsent_bytes, low=self.unsent_bytes // 4)
         self.channel = RawChannel(self.transport)
         if not self.writable.is_set():
             self.channel.pause()
@@ -150,7 +155,7 @@ class _Conversation(ServerProtocol):
 
     def fail(self, code: int, reason: str = "") -> None:
         if code == StandardCode.MESSAGE_TOO_BIG:
-            code, reason = CloseCode.TOO_LARGE, f"a message is at most {MESSAGE_BYTES} bytes"
+            code, reason = CloseCode.TOO_LARGE, f"a message is at most {self.max_message_size} bytes"
         super().fail(code, reason)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import msgspec
 
 from tailrace.core.event import Item
-from tailrace.core.names import StreamName
 from tailrace.core.wsframe import text_frame
 from tailrace.hub.block import Block, Form, Sink, SinkClosed, SinkStuck
 from tailrace.transports.rawhttp import RawChannel
@@ -62,14 +61,11 @@ def framed(form: Form) -> Framed:
 class WsSink(Sink, Protocol):
     """What the session needs beside `Sink`."""
 
-    forms: Mapping[StreamName | None, Form]
-    """The form of each stream; that of None is for the others and for notices."""
-
     def say(self, payload: bytes) -> None:
         """Send one message of the server's own; always taken, in order with the blocks."""
 
-    def beat(self) -> None:
-        """A heartbeat, if nothing was written since the last call."""
+    def beat(self) -> bool:
+        """A heartbeat, if nothing was written since the last call. Answer whether it was sent."""
 
     async def flush(self, seconds: float) -> bool:
         """Wait until all that was written has left. False: the time was over first, or the client is gone."""
@@ -88,12 +84,12 @@ class RawWsSink:
     def __init__(
         self,
         channel: RawChannel,
-        forms: Mapping[StreamName | None, Form],
+        form: Form,
         heartbeat: bytes,
         options: WsSinkOptions,
     ) -> None:
-        self.forms = forms
         self._channel = channel
+        self._form = framed(form)
         self._heartbeat = text_frame(heartbeat)
         self._options = options
         self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -108,8 +104,7 @@ class RawWsSink:
         if channel.paused:
             return False
         channel.touched = True
-        forms = self.forms
-        channel.write(block.encode(framed(forms[block.stream] if block.stream in forms else forms[None])))
+        channel.write(block.encode(self._form))
         return True
 
     def say(self, payload: bytes) -> None:
@@ -136,16 +131,18 @@ class RawWsSink:
         if channel.lost:
             raise SinkClosed
 
-    def beat(self) -> None:
+    def beat(self) -> bool:
         """See `WsSink`. Also notices a client that stands still while nothing but our own words waits for it."""
         channel = self._channel
         if channel.paused:
             self._watch()
-            return
+            return False
         self._standing = None
-        if not channel.touched:
+        idle = not channel.touched
+        if idle:
             channel.write(self._heartbeat)
         channel.touched = False
+        return idle
 
     def _watch(self) -> None:
         unsent, now = self._channel.unsent, asyncio.get_running_loop().time()
@@ -183,12 +180,12 @@ class SendWsSink:
     def __init__(
         self,
         send: Callable[[dict[str, Any]], Awaitable[None]],
-        forms: Mapping[StreamName | None, Form],
+        form: Form,
         heartbeat: bytes,
         options: WsSinkOptions,
     ) -> None:
-        self.forms = forms
         self._send = send
+        self._form = form
         self._heartbeat = heartbeat
         self._limit = options.unsent_bytes
         self._stuck_seconds = options.stuck_seconds
@@ -204,9 +201,7 @@ class SendWsSink:
         """See `Sink`. An empty buffer takes any block: records of 1 MB have to pass too."""
         if self._ended is not None:
             return False
-        forms = self.forms
-        form = forms[block.stream] if block.stream in forms else forms[None]
-        messages = [cell.frame(form) for cell in block.cells]
+        messages = [cell.frame(self._form) for cell in block.cells]
         size = sum(map(len, messages))
         if self._unsent and self._unsent + size > self._limit:
             return False
@@ -235,11 +230,13 @@ class SendWsSink:
         if self._ended is not None:
             raise self._ended
 
-    def beat(self) -> None:
+    def beat(self) -> bool:
         """See `WsSink`."""
-        if not self._touched and not self._unsent:
+        idle = not self._touched and not self._unsent
+        if idle:
             self.say(self._heartbeat)
         self._touched = False
+        return idle
 
     async def flush(self, seconds: float) -> bool:
         """See `WsSink`."""
