@@ -1,0 +1,72 @@
+// The line that says how the connection is, and the counters that say whether anything is missing.
+
+import { byId, count, plural, setText } from "./dom.js";
+
+const WORDS = {
+  idle: ["idle", "Not watching"],
+  connecting: ["busy", "Connecting…"],
+  live: ["live", "Live"],
+  degraded: ["warn", "Degraded"],
+  reconnecting: ["busy", "Reconnecting…"],
+  waiting: ["busy", "Reconnecting"],
+  cut: ["idle", "Cut"],
+  ended: ["done", "Ended"],
+  refused: ["bad", "Refused"],
+};
+
+const EXPLAINED = {
+  degraded: "the log does not answer; what was missed follows when it is back",
+  cut: "connection closed by you; the cursor is kept",
+  ended: "the stream was closed and you have all of it",
+};
+
+/** What to show for a state: tone, word, explanation. Pure. */
+export function wordsFor(state, now) {
+  const [tone, word] = WORDS[state.name];
+  if (state.name === "waiting") {
+    const seconds = Math.max(0, Math.ceil((state.until - now) / 1000));
+    return { tone, word: `Reconnecting in ${seconds} s`, detail: state.detail };
+  }
+  const detail = [state.code, state.detail || EXPLAINED[state.name]].filter(Boolean).join(" · ");
+  return { tone, word, detail };
+}
+
+export class Status {
+  #state = { name: "idle" };
+
+  constructor() {
+    setInterval(() => this.#state.name === "waiting" && this.show(this.#state), 250);
+  }
+
+  show(state) {
+    this.#state = state;
+    const { tone, word, detail } = wordsFor(state, performance.now());
+    const pill = byId("state");
+    pill.dataset.tone = tone;
+    pill.dataset.state = state.name;
+    setText(byId("state-word"), word);
+    setText(byId("state-detail"), detail);
+    byId("state-detail").title = detail;
+    // A countdown must not be read out every second.
+    if (state.name !== "waiting") setText(byId("spoken-state"), `${word}. ${detail}`);
+    document.title = `${MARKS[tone]} ${byId("stream").value || "tailrace"}`;
+  }
+
+  showCounts(chain, cursor) {
+    setText(byId("count-records"), `${plural(chain.records, "record")}`);
+    this.#counter("count-missing", chain.missing, "missing");
+    this.#counter("count-duplicate", chain.duplicate, "duplicate");
+    const announced = byId("count-announced");
+    announced.hidden = chain.announced === 0;
+    setText(announced, `${count(chain.announced)} announced as lost`);
+    setText(byId("cursor"), cursor ?? "–");
+  }
+
+  #counter(id, n, noun) {
+    const node = byId(id);
+    setText(node, `${count(n)} ${noun}`);
+    node.classList.toggle("wrong", n > 0);
+  }
+}
+
+const MARKS = { idle: "○", busy: "◌", live: "●", warn: "◐", done: "■", bad: "✕" };
