@@ -326,14 +326,18 @@ class Link:
 
         Raises: as `ask`.
         """
+        push = self._push if self._probing else None
         self._probe_sent += 1
-        await self._wait_back(await self.ask(connection, "PUBLISH", self._probe, self._probe_sent))
-        return self._push is not None and self._probe_back >= self._probe_sent
+        receivers = await self.ask(connection, "PUBLISH", self._probe, self._probe_sent)
+        if push is None or push is not self._push:
+            return False
+        await self._wait_back(push, receivers)
+        return push is self._push and self._probe_back >= self._probe_sent
 
-    async def _wait_back(self, receivers: int) -> None:
-        push, loop = self._push, asyncio.get_running_loop()
-        if push is None or not self._probing or self._probe_back >= self._probe_sent:
+    async def _wait_back(self, push: Connection, receivers: int) -> None:
+        if self._probe_back >= self._probe_sent:
             return
+        loop = asyncio.get_running_loop()
         self._barrier = loop.create_future()
         started = loop.time()
         try:

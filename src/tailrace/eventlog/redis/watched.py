@@ -9,6 +9,7 @@ from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 from tailrace.core.page import Head
 from tailrace.errors import LogUnavailable
+from tailrace.eventlog.redis.keys import StreamKeys
 from tailrace.eventlog.redis.wire import Place
 
 if TYPE_CHECKING:
@@ -29,17 +30,17 @@ class Watched(Place):
         "_overflow",
         "_waiters",
         "attaching",
-        "channel",
         "dropped_at",
         "head",
         "holding",
+        "keys",
         "link",
         "slot",
     )
 
-    def __init__(self, stream: StreamName, channel: bytes, slot: int | None) -> None:
+    def __init__(self, stream: StreamName, keys: StreamKeys, slot: int | None) -> None:
         super().__init__(stream)
-        self.channel = channel
+        self.keys = keys
         self.slot = slot
         self.link: Link | None = None
         self.head: Head | None = None
@@ -66,7 +67,7 @@ class Watched(Place):
         Raises:
             LogUnavailable: the subscription was refused, or the tail has ended.
         """
-        if self.link is not None and self.link.is_subscribed(self.channel):
+        if self.link is not None and self.link.is_subscribed(self.keys.push):
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
@@ -92,7 +93,7 @@ class Watched(Place):
 
     def keep(self, message: bytes, limit: int) -> None:
         """Keep a push until the head is known, as long as all of them fit."""
-        if self._kept_bytes + len(message) > limit:
+        if self._overflow or self._kept_bytes + len(message) > limit:
             self._overflow = True
             self._kept.clear()
             return
@@ -124,6 +125,12 @@ class Watched(Place):
         self.head = head
         self.last = head.id
         self.raw = str(head.id).encode()
+
+    @property
+    def signature(self) -> bytes:
+        """How the stream is known, for lua/changed.lua; empty: not at all."""
+        head = self.head
+        return b"" if head is None else b"%b|%b|%d" % (self.raw, head.state.encode(), head.incarnation)
 
     def is_due(self, tick: int, cold: int, pause: int) -> bool:
         """Whether to compare it in this tick: it moved in the last `cold` ticks, or `pause` ticks have passed."""
