@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tailrace.core.page import Head
+from tailrace.eventlog.redis.asker import Asker
 from tailrace.eventlog.redis.connection import CommandFailed, Connection, ReplyError
 from tailrace.eventlog.redis.scripts import load, read_head
 from tailrace.eventlog.redis.watched import Watched
@@ -20,7 +21,7 @@ PIPELINE = 200
 REPLY_SECONDS = 2.0
 
 
-async def ask_changed(connection: Connection, streams: Sequence[Watched]) -> list[tuple[Watched, Head]]:
+async def ask_changed(asker: Asker, streams: Sequence[Watched]) -> list[tuple[Watched, Head]]:
     """The streams whose head is not the known one, with the head they have now.
 
     Streams of one node; on Cluster they are asked slot by slot, since a script may not cross slots.
@@ -29,11 +30,15 @@ async def ask_changed(connection: Connection, streams: Sequence[Watched]) -> lis
         CommandFailed: the node did not answer in time, or cannot answer now.
         ReplyError: it answers with another error.
     """
+    connection = asker.connection
+    if connection is None:
+        raise CommandFailed(f"{asker.endpoint.label} is not connected", written=False)
     calls = _calls(streams)
     changed: list[tuple[Watched, Head]] = []
     for start in range(0, len(calls), PIPELINE):
         some = calls[start : start + PIPELINE]
         replies = await _send(connection, some)
+        asker.answered()
         for call, reply in zip(some, replies, strict=True):
             changed.extend((call[index], read_head(parts)) for index, *parts in reply)
     return changed

@@ -14,26 +14,20 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from tailrace.errors import LogUnavailable
-from tailrace.eventlog.redis.connection import CommandFailed, Connection, ReplyError
+from tailrace.eventlog.redis.asker import OPEN_SECONDS, Asker, AskerOwner, Pause, in_seconds
+from tailrace.eventlog.redis.connection import Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
 
 __all__ = ["Link", "LinkOwner"]
 
 log = logging.getLogger("tailrace.tail")
 
-TICK_SECONDS = 0.25
-OPEN_SECONDS = 1.0
-"""For one attempt to connect and log in."""
-REPLY_SECONDS = 2.0
-"""A question that is not answered by then ends its connection."""
 PROBE_SECONDS = 0.5
 """A probe comes back this soon after its PUBLISH was answered, or something is wrong …"""
 BACKLOG_SECONDS = 3.0
@@ -41,13 +35,11 @@ BACKLOG_SECONDS = 3.0
 SUBSCRIBE_SECONDS = 5.0
 """For the acknowledgement of one batch."""
 BATCH = 500
-MAX_PAUSE_SECONDS = 0.5
 _MESSAGES = (b"message", b"smessage")
 _SUBSCRIBED = (b"subscribe", b"ssubscribe")
-_UNANSWERED = frozenset({"BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
 
 
-class LinkOwner(Protocol):
+class LinkOwner(AskerOwner, Protocol):
     """What a link tells the tail."""
 
     def received(self, channel: bytes, message: bytes) -> int:
@@ -62,21 +54,13 @@ class LinkOwner(Protocol):
     def moved_away(self, link: Link, channel: bytes) -> None:
         """The server ended the subscription: the slot is on another node now."""
 
-    def unreachable(self, link: Link) -> None:
-        """A connection to the node was lost or cannot be made."""
 
-    async def tick(self, link: Link, connection: Connection) -> None:
-        """Four times a second, when the node answers: ask what has to be asked."""
-
-
-class Link:
+class Link(Asker):
     """See the rules above."""
 
     def __init__(self, endpoint: Endpoint, owner: LinkOwner, *, cluster: bool, probe: bytes) -> None:
-        self.endpoint = endpoint
-        self.answered_at = asyncio.get_running_loop().time()
-        """When the node last answered a question."""
-        self._owner = owner
+        super().__init__(endpoint, owner)
+        self._tail = owner
         self._cluster = cluster
         self._probe = probe
         self._probing = False
@@ -94,14 +78,12 @@ class Link:
         self._settled: asyncio.Future[None] | None = None
         self._fresh: dict[bytes, None] = {}
         self._defect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.wake = asyncio.Event()
-        """Set to have the next tick at once."""
 
     async def run(self) -> None:
         """Keep both connections up until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._hold_push(), name=f"tail-push {self.endpoint.label}")
-            group.create_task(self._hold_questions(), name=f"tail-ask {self.endpoint.label}")
+            group.create_task(super().run(), name=f"tail-ask {self.endpoint.label}")
 
     def is_subscribed(self, channel: bytes) -> bool:
         """Whether the channel's pushes come now."""
@@ -133,16 +115,16 @@ class Link:
     # -- pushes ----------------------------------------------------------------------------------------------
 
     async def _hold_push(self) -> None:
-        pause = _Pause()
+        pause = Pause()
         while True:
             try:
-                deadline = _in(OPEN_SECONDS)
+                deadline = in_seconds(OPEN_SECONDS)
                 push = await Connection.open(
                     self.endpoint, deadline=deadline, on_push=self._received, name="tailrace-push"
                 )
             except LogUnavailable as exc:
                 log.debug("no push connection", extra={"node": self.endpoint.label, "error": str(exc)})
-                self._owner.unreachable(self)
+                self._tail.unreachable(self.endpoint)
                 await pause.wait()
                 continue
             try:
@@ -159,7 +141,7 @@ class Link:
                 push.abort()
                 self._forget_push()
             log.warning("push connection lost", extra={"node": self.endpoint.label})
-            self._owner.unreachable(self)
+            self._tail.unreachable(self.endpoint)
             await pause.wait()
 
     def _forget_push(self) -> None:
@@ -235,7 +217,7 @@ class Link:
                 channel = reply[1]
                 try:
                     if channel != self._probe:
-                        return self._owner.received(channel, reply[2])
+                        return self._tail.received(channel, reply[2])
                     self._probe_back = int(reply[2])
                     if self._barrier is not None and self._probe_back >= self._probe_sent and not self._barrier.done():
                         self._barrier.set_result(None)
@@ -256,10 +238,10 @@ class Link:
             if channel == self._probe:
                 self._probing = True
             elif kind in _SUBSCRIBED and self.is_subscribed(channel):
-                self._owner.subscribed(self, channel)
+                self._tail.subscribed(self, channel)
         elif channel in self._wanted:
             del self._wanted[channel]
-            self._owner.moved_away(self, channel)
+            self._tail.moved_away(self, channel)
 
     def _refused(self, error: Any) -> None:
         if not isinstance(error, ReplyError) or not self._ops:
@@ -271,7 +253,7 @@ class Link:
             channels.append(self._settle())
         for channel in channels:
             self._wanted.pop(channel, None)
-        self._owner.refused(self, channels, error)
+        self._tail.refused(self, channels, error)
         if self._probe in channels:
             self._end_push(f"the probe's channel was refused: {error.code}")
 
@@ -280,55 +262,16 @@ class Link:
         if self._push is not None:
             self._push.abort()
 
-    # -- questions -------------------------------------------------------------------------------------------
+    # -- barrier ---------------------------------------------------------------------------------------------
 
-    async def _hold_questions(self) -> None:
-        pause = _Pause()
-        while True:
-            connection = None
-            try:
-                connection = await Connection.open(self.endpoint, deadline=_in(OPEN_SECONDS), name="tailrace-ask")
-                while True:
-                    await self._owner.tick(self, connection)
-                    pause.reset()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(TICK_SECONDS):
-                            await self.wake.wait()
-                    self.wake.clear()
-            except (LogUnavailable, ReplyError) as exc:
-                level = logging.ERROR if isinstance(exc, ReplyError) else logging.DEBUG
-                log.log(level, "no answer", extra={"node": self.endpoint.label, "error": str(exc)})
-                self._owner.unreachable(self)
-                await pause.wait()
-            finally:
-                if connection is not None:
-                    connection.abort()
-
-    async def ask(self, connection: Connection, *command: bytes | str | int) -> Any:
-        """Ask the node something.
-
-        Raises:
-            LogUnavailable: no answer in time, or the node answers that it cannot answer now.
-            ReplyError: another error.
-        """
-        try:
-            reply = await connection.call(*command, deadline=_in(REPLY_SECONDS))
-        except ReplyError as exc:
-            if exc.code in _UNANSWERED:
-                raise CommandFailed(f"{self.endpoint.label} does not answer now: {exc.code}", written=True) from exc
-            self.answered_at = asyncio.get_running_loop().time()
-            raise
-        self.answered_at = asyncio.get_running_loop().time()
-        return reply
-
-    async def barrier(self, connection: Connection) -> bool:
+    async def barrier(self) -> bool:
         """Wait until every push that the node sent before now was received. False: pushes do not come now.
 
         Raises: as `ask`.
         """
         push = self._push if self._probing else None
         self._probe_sent += 1
-        receivers = await self.ask(connection, "PUBLISH", self._probe, self._probe_sent)
+        receivers = await self.ask("PUBLISH", self._probe, self._probe_sent)
         if push is None or push is not self._push:
             return False
         await self._wait_back(push, receivers)
@@ -353,21 +296,3 @@ class Link:
                     return
         finally:
             self._barrier = None
-
-
-class _Pause:
-    """Back-off between attempts, with jitter; the first comes almost at once."""
-
-    def __init__(self) -> None:
-        self._next = 0.02
-
-    def reset(self) -> None:
-        self._next = 0.02
-
-    async def wait(self) -> None:
-        await asyncio.sleep(self._next * random.uniform(0.5, 1.5))
-        self._next = min(MAX_PAUSE_SECONDS, self._next * 3)
-
-
-def _in(seconds: float) -> float:
-    return asyncio.get_running_loop().time() + seconds

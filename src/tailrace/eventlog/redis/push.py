@@ -22,8 +22,9 @@ from tailrace.core.names import StreamName
 from tailrace.core.page import Head
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.base import TailListener
+from tailrace.eventlog.redis.asker import Asker, look_out
 from tailrace.eventlog.redis.changes import ask_changed
-from tailrace.eventlog.redis.connection import Connection, ReplyError
+from tailrace.eventlog.redis.connection import ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint, Mode
 from tailrace.eventlog.redis.keys import Keys
 from tailrace.eventlog.redis.link import Link
@@ -36,11 +37,6 @@ __all__ = ["PushTail"]
 log = logging.getLogger("tailrace.tail")
 
 WATCH_SECONDS = 5.0
-SILENT_SECONDS = 0.75
-"""A node that answered nothing for this long has stopped to answer."""
-LOOK_SECONDS = 0.1
-LATE_SECONDS = 0.3
-"""When our own loop was this late, silence proves nothing yet."""
 GRACE_SECONDS = 5.0
 """An unwatched stream stays subscribed this long: a page refresh comes back to it."""
 KEPT_BYTES = 1_048_576
@@ -86,7 +82,6 @@ class PushTail:
         self._dropped: dict[Watched, None] = {}
         self._running = asyncio.Event()
         self._rearrange = asyncio.Event()
-        self._degraded = False
         self._tick = 0
         cluster = topology.mode is Mode.CLUSTER
         self._hot = HOT_STREAMS_CLUSTER if cluster else HOT_STREAMS
@@ -100,7 +95,8 @@ class PushTail:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._topology.follow(), name="tail-topology")
                 group.create_task(self._arrange(group), name="tail-arrange")
-                group.create_task(self._look(), name="tail-look")
+                links = self._open_links
+                group.create_task(look_out(links, self._listener, self._forget_dropped), name="tail-look-out")
                 self._running.set()
         finally:
             self._running.clear()
@@ -199,6 +195,8 @@ class PushTail:
             self._listener.on_doubt((watched.stream,))
 
     def _forget_dropped(self) -> None:
+        if not self._dropped:
+            return
         before = asyncio.get_running_loop().time() - GRACE_SECONDS
         by_link: dict[Link, list[bytes]] = {}
         for watched in [one for one in self._dropped if one.dropped_at is not None and one.dropped_at < before]:
@@ -243,6 +241,9 @@ class PushTail:
         self._urgent[link] = {}
         self._links[endpoint] = (link, group.create_task(link.run(), name=f"tail {endpoint.label}"))
 
+    def _open_links(self) -> list[Link]:
+        return [link for link, _ in self._links.values()]
+
     def _end_link(self, endpoint: Endpoint) -> None:
         link, task = self._links.pop(endpoint)
         task.cancel()
@@ -252,22 +253,6 @@ class PushTail:
             if watched.link is link:
                 watched.link = None
                 self._place(watched)
-
-    async def _look(self) -> None:
-        """Tell when the log stops and starts to answer; forget what nobody watches."""
-        loop = asyncio.get_running_loop()
-        started = looked = loop.time()
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            now = loop.time()
-            late, looked = now - looked > LOOK_SECONDS + LATE_SECONDS, now
-            answered = min((link.answered_at for link, _ in self._links.values()), default=started)
-            silent = now - answered > SILENT_SECONDS
-            if silent != self._degraded and not (silent and late):
-                self._degraded = silent
-                self._listener.on_degraded(silent)
-            if self._dropped:
-                self._forget_dropped()
 
     # -- what a link tells (LinkOwner) -------------------------------------------------------------------------
 
@@ -318,16 +303,18 @@ class PushTail:
         self._topology.lost(link.endpoint)
         asyncio.get_running_loop().call_later(RETRY_SECONDS, self._rearrange.set)
 
-    def unreachable(self, link: Link) -> None:
+    def unreachable(self, endpoint: Endpoint) -> None:
         """A connection to the node was lost or cannot be made."""
-        self._topology.lost(link.endpoint)
+        self._topology.lost(endpoint)
 
-    async def tick(self, link: Link, connection: Connection) -> None:
+    async def tick(self, asker: Asker) -> None:
         """Compare the streams whose turn it is with the log."""
+        link = asker
+        assert isinstance(link, Link)  # noqa: S101 - this tail's askers are links
         due = self._due(link)
         was = [(watched, watched.last) for watched in due]
-        found = await ask_changed(connection, due)
-        pushes_come = await link.barrier(connection)
+        found = await ask_changed(link, due)
+        pushes_come = await link.barrier()
         before = dict(was) if found else {}
         for watched, head in found:
             self._found(watched, head, moving=pushes_come and watched.last != before[watched])

@@ -5,8 +5,8 @@
            i\\n<prev>\\n<id>                                                        too large to push: read it
            s\\n<last id>\\n<state>                                                  the stream's state changed
 
-Data is what the append script was given, checked before it was stored; a message is therefore trusted to hold JSON,
-but not to have this form: anybody who may publish to the channel can send one.
+Data was checked before it was stored, so a message is trusted to hold JSON, but not to have this form: whoever may
+publish to the channel can send anything.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def _decode_all(place: Place, message: bytes) -> list[Record]:
 
 def _record(place: Place, parts: list[bytes]) -> Record:
     prev_raw, raw, time, type_raw, uid, key, actor, trace, data = parts
+    if b"\n" in data or b"\r" in data:
+        raise ValueError("raw line breaks in the data")  # what we store has none, and they would break frames
     prev = place.last if prev_raw == place.raw else _entry_id(prev_raw)
     ms_raw, _, seq = raw.partition(b"-")
     ms = int(ms_raw)
@@ -95,10 +97,10 @@ def _record(place: Place, parts: list[bytes]) -> Record:
         _types.get(type_raw) or _type(type_raw),
         Json(data),
         ms if time == ms_raw else int(time),
-        uid.decode() if uid else None,
-        key.decode() if key else None,
-        actor.decode() if actor else None,
-        trace.decode() if trace else None,
+        _label(uid) if uid else None,
+        _label(key) if key else None,
+        _label(actor) if actor else None,
+        _label(trace) if trace else None,
     )
 
 
@@ -108,9 +110,16 @@ def _entry_id(raw: bytes) -> EntryId:
 
 
 def _type(raw: bytes) -> str:
-    text = raw.decode()
+    text = _label(raw)
     if len(_types) < _MAX_TYPES:
         _types[raw] = text
+    return text
+
+
+def _label(raw: bytes) -> str:
+    text = raw.decode("ascii")
+    if not text.isprintable():
+        raise ValueError("a label that is not printable")
     return text
 
 
