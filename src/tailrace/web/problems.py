@@ -29,7 +29,15 @@ from tailrace.codes import CloseCode
 from tailrace.core import frames
 from tailrace.errors import Malformed, TailraceError, Unauthorized, UsageError
 
-__all__ = ["ProblemRoute", "accepts_event_stream", "answer_error", "install_handlers", "problem", "refuse_stream"]
+__all__ = [
+    "ProblemRoute",
+    "accepts_event_stream",
+    "answer_defect",
+    "answer_error",
+    "install_handlers",
+    "problem",
+    "refuse_stream",
+]
 
 log = logging.getLogger("tailrace.web")
 
@@ -113,6 +121,13 @@ def answer_error(connection: HTTPConnection, error: TailraceError) -> Response:
     return problem(connection, error)
 
 
+def answer_defect(connection: HTTPConnection) -> Response:
+    """The answer to what nobody foresaw."""
+    if connection.scope.get("method") == "GET" and accepts_event_stream(connection):
+        return refuse_stream(CloseCode.INTERNAL, retry_after=2.0)
+    return _problem(connection, 500, "INTERNAL", "")
+
+
 def _invalid(error: RequestValidationError) -> Malformed:
     first = error.errors()[0] if error.errors() else {"loc": (), "msg": ""}
     where = ".".join(str(part) for part in first["loc"])
@@ -138,7 +153,7 @@ class ProblemRoute(APIRoute):
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer everything else in an application of our own as problems: 404, 405, defects."""
+    """Answer everything else in an application of our own as problems: 404, 405, …"""
 
     def typed(handler: Callable[[Request, Any], Awaitable[Response]]) -> Any:
         return handler
@@ -155,12 +170,6 @@ def install_handlers(app: FastAPI) -> None:
         detail = {404: "there is nothing at this path", 405: "this path does not take that method"}.get(status, "")
         return _problem(request, status, code, detail, headers=error.headers)
 
-    async def on_defect(request: Request, error: Exception) -> Response:
-        if request.method == "GET" and accepts_event_stream(request):
-            return refuse_stream(CloseCode.INTERNAL, retry_after=2.0)
-        return _problem(request, 500, "INTERNAL", "")
-
     app.add_exception_handler(TailraceError, typed(on_tailrace))
     app.add_exception_handler(RequestValidationError, typed(on_validation))
     app.add_exception_handler(HTTPException, typed(on_http))
-    app.add_exception_handler(Exception, typed(on_defect))

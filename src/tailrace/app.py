@@ -1,0 +1,197 @@
+"""The composition root: settings in, an ASGI application out; or routes for an application of somebody else.
+
+app = create_app(load_settings())                                  # an application of our own
+
+gateway = create_gateway(settings, authenticate=who_asks, authorizer=MyAuthorizer())
+app = FastAPI(lifespan=lifespan_of(gateway, my_lifespan))          # inside of another
+app.include_router(tailrace_router(gateway), prefix="/live")
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+import tailrace
+from tailrace.config import Settings
+from tailrace.errors import ConfigError
+from tailrace.eventlog.base import Log
+from tailrace.eventlog.leases import LeaseStore
+from tailrace.hub.hub import Hub
+from tailrace.observe import redact_servers
+from tailrace.web import openapi
+from tailrace.web.auth import Authenticate
+from tailrace.web.gateway import Gateway
+from tailrace.web.live import live_router
+from tailrace.web.principal import Authorizer
+from tailrace.web.problems import ProblemRoute, install_handlers
+from tailrace.web.shell import Shell
+from tailrace.web.static import StaticFolder
+from tailrace.web.status import health_router, status_router
+from tailrace.web.streams import streams_router
+from tailrace.web.tokenroutes import token_router
+
+__all__ = ["create_app", "create_gateway", "lifespan_of", "tailrace_router"]
+
+_WEB = Path(__file__).parent / "web"
+
+
+def create_gateway(
+    settings: Settings,
+    *,
+    log: Log | None = None,
+    hub: Hub | None = None,
+    leases: LeaseStore | None = None,
+    authorizer: Authorizer | None = None,
+    authenticate: Authenticate | None = None,
+) -> Gateway:
+    """Make the state that routes share.
+
+    Args:
+        settings: see `tailrace.config`.
+        log: an open log that the caller closes; without it one is opened from `settings.redis_url` at the start.
+        hub: a hub on that log, run by the gateway; without it one is made.
+        leases: shared counts of connections; with a log of your own they are this process's without it.
+        authorizer: decides who may do what; without it the grants in the token decide.
+        authenticate: knows who asks without a token, e.g. by the application's session.
+
+    Raises:
+        ConfigError: the settings cannot work.
+    """
+    if log is None and settings.redis_url is None:
+        raise ConfigError("redis_url is not set: say where the log lives, or use `tailrace dev`")
+    return Gateway(
+        settings,
+        open_log=None if log is not None else _open_redis,
+        event_log=log,
+        hub=hub,
+        leases=leases,
+        authorizer=authorizer,
+        authenticate=authenticate,
+    )
+
+
+async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:
+    raise ConfigError("the log on Redis is not part of this installation")
+
+
+def tailrace_router(gateway: Gateway) -> APIRouter:
+    """The API's routes, for `include_router` in any FastAPI application. Run the gateway with `lifespan_of`."""
+    router = APIRouter(route_class=ProblemRoute)
+    for part in (health_router, token_router, live_router, streams_router):
+        router.include_router(part(gateway))
+    return router
+
+
+def lifespan_of(
+    gateway: Gateway, inner: Callable[[Any], AbstractAsyncContextManager[Any]] | None = None
+) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+    """A lifespan that runs the gateway around the application's own."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        redact_servers()
+        async with gateway.running():
+            if inner is None:
+                yield
+                return
+            async with inner(app) as state:
+                yield state
+
+    return lifespan
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    log: Log | None = None,
+    hub: Hub | None = None,
+    leases: LeaseStore | None = None,
+    authorizer: Authorizer | None = None,
+    authenticate: Authenticate | None = None,
+    gateway: Gateway | None = None,
+) -> FastAPI:
+    """Make the whole application: API below the prefix and at the root, health, metrics, docs, the live page.
+
+    Arguments as `create_gateway`, or a gateway that was made before. The gateway is `app.state.gateway`.
+
+    Raises:
+        ConfigError: the settings cannot work.
+    """
+    if gateway is None:
+        if settings is None:
+            raise ConfigError("create_app needs settings or a gateway")
+        gateway = create_gateway(
+            settings, log=log, hub=hub, leases=leases, authorizer=authorizer, authenticate=authenticate
+        )
+    settings = gateway.settings
+    app = FastAPI(
+        title="tailrace",
+        version=tailrace.__version__,
+        summary="Durable, resumable, live event streams.",
+        lifespan=lifespan_of(gateway),
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        openapi_tags=openapi.TAGS,
+    )
+    app.state.gateway = gateway
+    install_handlers(app)
+    app.add_middleware(Shell, origins=gateway.access.origins, metrics=gateway.metrics, cors=bool(settings.cors_origins))
+    app.include_router(status_router(gateway))
+    app.include_router(tailrace_router(gateway), prefix=settings.api_prefix)
+    if settings.api_prefix:
+        app.include_router(tailrace_router(gateway), include_in_schema=False)
+    _describe_security(app)
+    app.router.default = _static(settings)
+    return app
+
+
+def _describe_security(app: FastAPI) -> None:
+    """Say in the OpenAPI document how requests prove themselves."""
+    describe = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = describe()
+        document.setdefault("components", {})["securitySchemes"] = openapi.security_schemes()
+        document["security"] = [{"bearer": []}]
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                if "health" in operation.get("tags", ()):
+                    operation["security"] = []
+                elif path.endswith(("/stream", "/poll")):
+                    operation["security"] = [{"bearer": []}, {"sse_token": []}]
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _static(settings: Settings) -> Callable[[Scope, Receive, Send], Any]:
+    """What answers when no route matches: a file of our pages, else 404."""
+    page, docs = StaticFolder(_WEB / "page"), StaticFolder(_WEB / "docs")
+
+    async def default(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
+            return
+        request = Request(scope, receive)
+        path = request.url.path.removeprefix(scope.get("root_path", ""))
+        response: Response | None = None
+        if request.method in ("GET", "HEAD"):
+            if settings.docs_enabled and (path == "/docs" or path.startswith("/docs/")):
+                response = docs.answer(request, path.removeprefix("/docs").lstrip("/"))
+            elif settings.page_enabled:
+                response = page.answer(request, path.lstrip("/"))
+        if response is None:
+            raise HTTPException(404)
+        await response(scope, receive, send)
+
+    return default
