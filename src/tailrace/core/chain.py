@@ -194,7 +194,8 @@ def _settle(stream: StreamName, items: list[Item], position: Position, page: Pag
 
 
 def _end_reason(page: Page) -> GapReason:
-    expired = page.first is None and page.head.ended and page.head.state is not StreamState.DELETED
+    nothing_left = page.first is None and not page.records
+    expired = nothing_left and page.head.ended and page.head.state is not StreamState.DELETED
     return GapReason.EXPIRED if expired else GapReason.DELETED
 
 

@@ -43,7 +43,8 @@ class Page(msgspec.Struct, frozen=True):
 
     records: tuple[Record, ...]
     more: bool
-    """Whether the limit, not the stream's end, ended the page."""
+    """Whether the limit, not the stream's end, ended the page. Then it holds at least one entry beside the one that was
+    asked for: a page of the reader's own cursor alone would lead nowhere."""
     head: Head
     """Read before the entries: `records` may already be ahead of it."""
     first: EntryId | None = None
