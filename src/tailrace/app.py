@@ -30,6 +30,7 @@ from tailrace.web import openapi
 from tailrace.web.auth import Authenticate
 from tailrace.web.gateway import Gateway
 from tailrace.web.live import live_router
+from tailrace.web.poll_routes import poll_router
 from tailrace.web.principal import Authorizer
 from tailrace.web.problems import ProblemRoute, install_handlers
 from tailrace.web.shell import Shell
@@ -37,6 +38,7 @@ from tailrace.web.static import StaticFolder
 from tailrace.web.status import health_router, status_router
 from tailrace.web.streams import streams_router
 from tailrace.web.tokenroutes import token_router
+from tailrace.web.ws_routes import ws_router
 
 __all__ = ["create_app", "create_gateway", "lifespan_of", "tailrace_router"]
 
@@ -85,7 +87,7 @@ async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:
 def tailrace_router(gateway: Gateway) -> APIRouter:
     """The API's routes, for `include_router` in any FastAPI application. Run the gateway with `lifespan_of`."""
     router = APIRouter(route_class=ProblemRoute)
-    for part in (health_router, token_router, live_router, streams_router):
+    for part in (health_router, token_router, live_router, poll_router, ws_router, streams_router):
         router.include_router(part(gateway))
     return router
 

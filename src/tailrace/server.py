@@ -27,6 +27,7 @@ from pydantic import SecretStr
 from tailrace.config import Settings
 from tailrace.errors import ConfigError
 from tailrace.transports.rawhttp import RawHttpProtocol
+from tailrace.transports.ws_protocol import RawWebSocketProtocol
 
 __all__ = ["EXIT_FAILED", "EXIT_STARTUP", "GatewayServer", "listener", "run_workers", "serve"]
 
@@ -119,11 +120,11 @@ def make_server(
         "head_bytes": settings.max_head_bytes,
         "unsent_bytes": settings.max_unsent_bytes,
     }
+    ws_limits = {"message_bytes": settings.max_frame_bytes, "unsent_bytes": settings.max_unsent_bytes}
     config = uvicorn.Config(
         app,
         http=type("GatewayHttpProtocol", (RawHttpProtocol,), limits),
-        ws="websockets-sansio",
-        ws_max_size=settings.max_frame_bytes,
+        ws=type("GatewayWsProtocol", (RawWebSocketProtocol,), ws_limits),
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         lifespan="on",
@@ -171,7 +172,8 @@ async def serve(
                 on_started(address)
 
         server = make_server(app, settings, drain, started)
-        app.state.gateway.on_failure(lambda: setattr(server, "should_exit", True))
+        # A worker of ours that failed ends the process: better started again than half alive.
+        app.state.gateway.on_crash = lambda: setattr(server, "should_exit", True)
         try:
             await server.serve(sockets=[bound])
         except SystemExit as exc:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -36,8 +36,8 @@ __all__ = ["Guard", "Socket", "StreamSocket", "WsOptions", "awaited", "cancel_al
 
 log = logging.getLogger("tailrace.websocket")
 
-Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
-Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Guard: TypeAlias = Callable[[], Awaitable[CloseCode]]
 """Runs beside the connection and returns when it has to end: a lease was lost, a token ran out, …"""
 
@@ -80,7 +80,9 @@ class Socket:
         self._offer: WsOffer | None = None
         self._retry_after = random.uniform(*options.retry_seconds)
 
-    async def _accept(self, scope: dict[str, Any], receive: Receive, send: Send, subprotocol: str | None) -> bool:
+    async def _accept(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, subprotocol: str | None
+    ) -> bool:
         if (await receive())["type"] != "websocket.connect":
             return False
         self._offer = scope.get("extensions", {}).get(EXTENSION)
@@ -103,8 +105,8 @@ class Socket:
         if self._hub.degraded:
             self._sink.say(frames.degraded_payload(Degraded(active=True)))
 
-    async def _live(self, send: Send, parts: Sequence[Coroutine[Any, Any, CloseCode]]) -> None:
-        """Run everything until something ends, then close."""
+    async def _live(self, send: Send, parts: Sequence[Coroutine[Any, Any, CloseCode]]) -> CloseCode | None:
+        """Run everything until something ends, then close. Return the code; None: the client left."""
         pump = asyncio.create_task(self._sink.run())
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(part)
@@ -116,6 +118,7 @@ class Socket:
             await cancel_all(tasks)
             if code is not None:
                 await self._close(code, send)
+            return code
         finally:
             await cancel_all((pump, *tasks))
 
@@ -131,7 +134,7 @@ class Socket:
         if not read and self._offer is not None:
             self._offer.abort()
 
-    def _check_size(self, message: dict[str, Any]) -> str | None:
+    def _check_size(self, message: Mapping[str, Any]) -> str | None:
         """The text of a message; None: too large, for servers that let it pass."""
         text: str = message.get("text") or ""
         limit = self._options.message_bytes
@@ -158,20 +161,23 @@ class StreamSocket(Socket):
         self._resume = resume
         self._form = frames.WsForm(format=format)
 
-    async def serve(self, scope: dict[str, Any], receive: Receive, send: Send, subprotocol: str | None = None) -> None:
-        """Accept the connection and serve it to its end."""
+    async def serve(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, subprotocol: str | None = None
+    ) -> CloseCode | None:
+        """Accept the connection and serve it to its end. Return the code it was closed with; None: the client left."""
         if not await self._accept(scope, receive, send, subprotocol):
-            return
+            return None
         try:
             self._subscription = await self._hub.open({self._stream: self._resume}, Nowhere())
         except LogError as error:
             await refuse(send, error, retry_after=self._retry_after, seconds=self._options.closing_seconds)
-            return
+            return error.close_code
         try:
             with suppress(OSError):
                 await self._start(send, self._form)
                 self._pulse.add(self)
-                await self._live(send, [self._receive(receive)])
+                return await self._live(send, [self._receive(receive)])
+            return None
         finally:
             self._pulse.remove(self)
             self._subscription.detach()

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from tailrace.codes import CloseCode
 from tailrace.core import commands, frames
+from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.errors import TailraceError
-from tailrace.eventlog.base import Log
+from tailrace.eventlog.base import Appended
 from tailrace.hub.block import SinkClosed
 from tailrace.hub.hub import Hub
 from tailrace.hub.subscription import Lane
@@ -30,6 +31,9 @@ from tailrace.transports.ws_session import Session
 __all__ = ["Gate", "MultiplexedSocket"]
 
 log = logging.getLogger("tailrace.websocket")
+
+Append: TypeAlias = Callable[[StreamName, Sequence[Event]], Awaitable[list[Appended]]]
+"""`Log.append`, or something around it."""
 
 
 class Gate(Protocol):
@@ -59,10 +63,10 @@ class MultiplexedSocket(Socket):
     """A connection that reads and writes streams by commands."""
 
     def __init__(
-        self, hub: Hub, pulse: Pulse, event_log: Log, gate: Gate, options: WsOptions, *, guards: Sequence[Guard] = ()
+        self, hub: Hub, pulse: Pulse, append: Append, gate: Gate, options: WsOptions, *, guards: Sequence[Guard] = ()
     ) -> None:
         super().__init__(hub, pulse, options, guards)
-        self._log = event_log
+        self._append_to_log = append
         self._gate = gate
         self._session = Session(options.session, asyncio.get_running_loop().time())
         self._works: set[asyncio.Task[None]] = set()
@@ -70,16 +74,19 @@ class MultiplexedSocket(Socket):
         self._order = asyncio.Lock()
         self._ending: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
 
-    async def serve(self, scope: dict[str, Any], receive: Receive, send: Send, subprotocol: str | None = None) -> None:
-        """Accept the connection and serve it to its end."""
+    async def serve(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, subprotocol: str | None = None
+    ) -> CloseCode | None:
+        """Accept the connection and serve it to its end. Return the code it was closed with; None: the client left."""
         if not await self._accept(scope, receive, send, subprotocol):
-            return
+            return None
         self._subscription = await self._hub.open({}, Nowhere(), stays_open=True)
         try:
             with suppress(OSError):
                 await self._start(send, frames.WsForm())
                 self._pulse.add(self)
-                await self._live(send, [self._receive(receive), awaited(lambda: self._ending)])
+                return await self._live(send, [self._receive(receive), awaited(lambda: self._ending)])
+            return None
         finally:
             self._pulse.remove(self)
             await cancel_all(tuple(self._works))
@@ -208,7 +215,7 @@ class MultiplexedSocket(Socket):
         async with self._order:
             # The log keeps the order of the calls, so the calls must be made in the order of the commands.
             await self._gate.check_write(action.stream)
-            appending = asyncio.ensure_future(self._log.append(action.stream, action.events))
+            appending = asyncio.ensure_future(self._append_to_log(action.stream, action.events))
         answers = await appending
         return {
             "events": [

@@ -198,6 +198,19 @@ class Access:
         self.origins.check_cookie(connection)
         return await self._verify(token, "cookie")
 
+    async def renew(self, principal: Principal, token: str) -> Principal:
+        """Prove a newer token of the same user, sent over a connection that lives.
+
+        Raises:
+            Unauthorized: not a good token. Forbidden: somebody else's.
+            LogUnavailable: it cannot be found out now.
+        """
+        newer = await self._verify(token, "token")
+        self._check_good(newer)
+        if newer.sub != principal.sub:
+            raise Forbidden("the token is for another user")
+        return newer
+
     def _check_good(self, principal: Principal) -> None:
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise Unauthorized("the token has expired", reason="expired")
