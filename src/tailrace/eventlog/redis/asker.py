@@ -14,7 +14,7 @@ from tailrace.eventlog.base import TailListener
 from tailrace.eventlog.redis.connection import CommandFailed, Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
 
-__all__ = ["OPEN_SECONDS", "Asker", "AskerOwner", "Pause", "in_seconds", "look_out"]
+__all__ = ["OPEN_SECONDS", "REPLY_SECONDS", "UNANSWERED", "Asker", "AskerOwner", "Pause", "in_seconds", "look_out"]
 
 log = logging.getLogger("tailrace.tail")
 
@@ -29,7 +29,9 @@ SILENT_SECONDS = 0.75
 LOOK_SECONDS = 0.1
 LATE_SECONDS = 0.3
 """When our own loop was this late, silence proves nothing yet."""
-_UNANSWERED = frozenset({"BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
+
+UNANSWERED = frozenset({"BUSY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
+"""Error replies of a node that cannot answer anything now."""
 
 
 class AskerOwner(Protocol):
@@ -55,6 +57,8 @@ class Asker:
         self.wake = asyncio.Event()
         """Set to have the next tick at once."""
         self.connection: Connection | None = None
+        self.up = asyncio.Event()
+        """Set while there is a connection."""
         self._owner = owner
 
     async def run(self) -> None:
@@ -65,6 +69,7 @@ class Asker:
                 self.connection = await Connection.open(
                     self.endpoint, deadline=in_seconds(OPEN_SECONDS), name="tailrace-ask"
                 )
+                self.up.set()
                 while True:
                     await self._owner.tick(self)
                     pause.reset()
@@ -78,6 +83,7 @@ class Asker:
                 self._owner.unreachable(self.endpoint)
                 await pause.wait()
             finally:
+                self.up.clear()
                 if self.connection is not None:
                     self.connection.abort()
                     self.connection = None
@@ -94,7 +100,7 @@ class Asker:
         try:
             reply = await self.connection.call(*command, deadline=in_seconds(REPLY_SECONDS))
         except ReplyError as exc:
-            if exc.code in _UNANSWERED:
+            if exc.code in UNANSWERED:
                 raise CommandFailed(f"{self.endpoint.label} does not answer now: {exc.code}", written=True) from exc
             self.answered()
             raise
