@@ -1,0 +1,119 @@
+"""The state of one stream in memory, and the pure steps on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tailrace.core.codec import Prepared
+from tailrace.core.event import GapReason, Record, StreamState
+from tailrace.core.ids import ZERO, EntryId
+from tailrace.core.names import StreamName
+from tailrace.core.page import MISSING, Head, Page
+from tailrace.errors import Fenced, IdempotencyConflict, SequenceMismatch, StreamClosed
+from tailrace.eventlog.base import Appended
+from tailrace.eventlog.limits import ENTRY_OVERHEAD, MAX_UIDS, PAGE_BYTES, TOMBSTONE_SECONDS, body_of, size_of
+
+__all__ = ["StreamMemory", "add", "check", "floor_of", "id_of", "known_uids", "make_page"]
+
+
+class StreamMemory:
+    """Everything about one stream; `entries` is None when they are gone."""
+
+    def __init__(self) -> None:
+        self.entries: list[Record] | None = None
+        self.last = ZERO
+        self.generated = ZERO
+        self.state = StreamState.MISSING
+        self.inc = 0
+        self.base = ZERO
+        self.why = GapReason.RESET
+        self.largest = 0
+        self.expires: float | None = None
+        self.forget_at: float | None = None
+        self.epoch: int | None = None
+        self.uids: dict[str, tuple[bytes, EntryId]] = {}
+        self.producers: dict[str, tuple[int, list[Appended]]] = {}
+
+    def head(self) -> Head:
+        if self.entries is None and self.last == ZERO:
+            return MISSING
+        return Head(self.last, self.state, self.inc, self.base, self.why, self.largest)
+
+    def gone(self, state: StreamState, now: float) -> None:
+        self.entries = None
+        self.uids.clear()
+        self.state = state
+        self.expires = None
+        self.forget_at = now + TOMBSTONE_SECONDS
+
+
+def id_of(record: Record) -> EntryId:
+    return record.id
+
+
+def floor_of(state: StreamMemory) -> int:
+    """The smallest `ms` of the next id."""
+    if state.last == ZERO:
+        return state.base.ms + 1 if state.base != ZERO else 1
+    return max(state.last.ms, state.generated.ms + (state.generated.seq > state.last.seq))
+
+
+def check(state: StreamMemory, fresh: bool, seq: int, expected_seq: int | None, owner_epoch: int | None) -> None:
+    if not fresh and state.state is StreamState.CLOSED:
+        raise StreamClosed("the stream was closed")
+    if owner_epoch is not None and state.epoch is not None and owner_epoch < state.epoch:
+        raise Fenced("another producer has taken the stream", epoch=state.epoch)
+    if expected_seq is not None and expected_seq != seq:
+        raise SequenceMismatch(f"the head's seq is {seq}", seq=seq)
+
+
+def known_uids(state: StreamMemory, fresh: bool, events: Sequence[Prepared]) -> dict[str, EntryId]:
+    known: dict[str, EntryId] = {}
+    bodies: dict[str, bytes] = {}
+    for index, event in enumerate(events):
+        uid = event.uid
+        if uid is None:
+            continue
+        body = body_of(event)
+        before = None if fresh else state.uids.get(uid)
+        if before is not None:
+            known[uid] = before[1]
+        if (before[0] if before is not None else bodies.setdefault(uid, body)) != body:
+            raise IdempotencyConflict(f"the uid {uid!r} was used with another body", uid=uid, index=index)
+    return known
+
+
+def add(
+    stream: StreamName, state: StreamMemory, events: Sequence[Prepared], known: dict[str, EntryId], ms: int, now: int
+) -> tuple[list[Record], list[Appended]]:
+    records: list[Record] = []
+    answer: list[Appended] = []
+    for event in events:
+        if event.uid is not None and event.uid in known:
+            answer.append(Appended(known[event.uid], True))
+            continue
+        entry = EntryId(ms, state.last.seq + 1)
+        labels = (event.uid, event.key, event.actor, event.trace)
+        record = Record(stream, entry, state.last, event.type, event.data, now, *labels)
+        if event.uid is not None:
+            known[event.uid] = entry
+            state.uids[event.uid] = (body_of(event), entry)
+            if len(state.uids) > MAX_UIDS:
+                del state.uids[next(iter(state.uids))]
+        if state.entries is not None:
+            state.entries.append(record)
+        state.last = state.generated = entry
+        state.largest = max(state.largest, size_of(event))
+        records.append(record)
+        answer.append(Appended(entry))
+    return records, answer
+
+
+def make_page(state: StreamMemory, entries: list[Record], chosen: list[Record], limit: int) -> Page:
+    taken, size = 0, 0
+    for record in chosen[: max(1, limit)]:
+        if size >= PAGE_BYTES:
+            break
+        size += len(record.data) + ENTRY_OVERHEAD
+        taken += 1
+    return Page(tuple(chosen[:taken]), taken < len(chosen), state.head(), entries[0].id if entries else None)
