@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -16,13 +18,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-__all__ = ["MARK", "marked_processes"]
+__all__ = ["MARK", "folder_prefix", "marked_processes"]
 
 MARK = "TAILRACE_TEST_SESSION"
 
 # Workers of pytest-xdist are children of the session that looks, and inherit its mark.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
+    # Embedded servers put their sockets here; one whose owner a test kills cannot clear up after itself.
+    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix=f"tr-test-{os.getpid()}-", dir="/tmp")
 
 
 def marked_processes() -> list[psutil.Process]:
@@ -52,19 +56,9 @@ def _left_processes(grace: float) -> list[str]:
     return lines
 
 
-def _left_folders() -> list[str]:
-    mine = {str(pid) for pid in _session_pids}
-    return [f"folder {path}" for path in Path("/tmp").glob("tr-test-*") if path.name.split("-")[2] in mine]
-
-
-_session_pids = {os.getpid()}
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodeready(node: object) -> None:
-    """Remember the workers' process ids: their folders carry them."""
-    info = getattr(node, "workerinfo", None) or {}
-    _session_pids.add(int(info.get("pid", os.getpid())))
+def folder_prefix() -> str:
+    """How the names of this session's temporary folders begin."""
+    return f"tr-test-{os.environ[MARK].split('-')[0]}-"
 
 
 @pytest.hookimpl(trylast=True)
@@ -72,7 +66,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail a session that left something."""
     if hasattr(session.config, "workerinput"):
         return
-    left = _left_processes(grace=5.0) + _left_folders()
+    left = _left_processes(grace=5.0)
+    shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+    left += [f"folder {path}" for path in Path("/tmp").glob(folder_prefix() + "*")]
     if left:
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
         for line in left:

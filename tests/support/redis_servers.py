@@ -27,6 +27,7 @@ import hiredis
 import pytest
 import pytest_asyncio
 
+from tests.support.leaks import folder_prefix
 from tests.support.need import need_redis50, need_redis62, need_redis70
 
 __all__ = ["RedisServer", "StartRedis", "find_port", "private_folder"]
@@ -49,7 +50,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 def private_folder() -> Path:
     """Make an empty folder with a short path: a unix socket's path has at most 107 bytes."""
-    return Path(tempfile.mkdtemp(prefix=f"tr-test-{os.getpid()}-", dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=folder_prefix(), dir="/tmp"))
 
 
 _given: set[int] = set()
