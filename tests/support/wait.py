@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 __all__ = ["deadline", "eventually", "eventually_sync"]
 
@@ -18,8 +18,8 @@ def deadline(seconds: float = 5.0) -> asyncio.Timeout:
     return asyncio.timeout(seconds)
 
 
-async def eventually(predicate: Callable[[], T | Awaitable[T]], timeout: float = 5.0, *, every: float = 0.01) -> T:
-    """Ask until the answer is true, and return it.
+async def eventually(predicate: Callable[[], Any], timeout: float = 5.0, *, every: float = 0.01) -> Any:
+    """Ask, by a function or a coroutine function, until the answer is true, and return it.
 
     An AssertionError inside the predicate counts as "not yet"; the last one is shown when time is up.
     """
@@ -28,7 +28,7 @@ async def eventually(predicate: Callable[[], T | Awaitable[T]], timeout: float =
     while True:
         try:
             answer = predicate()
-            value: T = await answer if inspect.isawaitable(answer) else answer
+            value = await answer if inspect.isawaitable(answer) else answer
             if value:
                 return value
             last = value

@@ -154,10 +154,13 @@ class RawHttpProtocol(HttpToolsProtocol):
                 self._await_head()
             self._head_bytes += len(data)
             super().data_received(data)
-            if self._in_head and self._head_bytes > self.head_bytes and not self.transport.is_closing():
-                self._refuse(b"431 Request Header Fields Too Large")
+            self._limit_head()
             return
         super().data_received(data)
+
+    def _limit_head(self) -> None:
+        if self._in_head and self._head_bytes > self.head_bytes and not self.transport.is_closing():
+            self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
         """A request begins: its head is being read."""
@@ -173,7 +176,7 @@ class RawHttpProtocol(HttpToolsProtocol):
             return
         parser = self.parser
         if parser.get_method() == b"GET" and parser.get_http_version() == "1.1" and not parser.should_upgrade():
-            extensions: dict[Any, Any] = self.scope.setdefault("extensions", {})  # type: ignore[assignment]
+            extensions: dict[Any, Any] = self.scope.setdefault("extensions", {})
             extensions[EXTENSION] = RawOffer(self)
         super().on_headers_complete()
 
@@ -254,7 +257,8 @@ class RawHttpProtocol(HttpToolsProtocol):
             self._refuse(b"408 Request Timeout") if self._head_bytes else self.transport.close()
 
     def _refuse(self, status: bytes) -> None:
-        busy = self.cycle is not None and not self.cycle.response_complete
+        cycle: Any = self.cycle  # None before the first request, whatever its annotation says
+        busy = cycle is not None and not cycle.response_complete
         if not busy:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
         self.transport.close()
