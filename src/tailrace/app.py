@@ -189,9 +189,9 @@ def _static(settings: Settings) -> Callable[[Scope, Receive, Send], Any]:
         response: Response | None = None
         if request.method in ("GET", "HEAD"):
             if settings.docs_enabled and (path == "/docs" or path.startswith("/docs/")):
-                response = docs.answer(request, path.removeprefix("/docs").lstrip("/"))
+                response = await docs.answer(request, path.removeprefix("/docs").lstrip("/"))
             elif settings.page_enabled:
-                response = page.answer(request, path.lstrip("/"))
+                response = await page.answer(request, path.lstrip("/"))
         if response is None:
             raise HTTPException(404)
         await response(scope, receive, send)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -83,7 +84,10 @@ class KindSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Frozen; secrets never show in `repr`, logs or error texts."""
+    """Everything that can be set, from arguments and the environment.
+
+    Frozen; secrets never show in `repr`, logs or error texts.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -241,8 +245,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments win over the environment, which wins over the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+        """Arguments win over the environment, which wins over the file (`load_settings` finds it)."""
+        file = _FILE.get()
+        if file is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
 
     @field_validator("api_prefix")
     @classmethod
@@ -329,8 +336,10 @@ class Settings(BaseSettings):
         return Kinds(made.values(), default=StreamKind(name="", max_event_bytes=self.max_event_bytes))
 
 
+_FILE: ContextVar[Path | None] = ContextVar("tailrace settings file", default=None)
+
+
 def _config_file() -> Path | None:
-    """The TOML file: `TAILRACE_CONFIG`, else `./tailrace.toml` where there is one."""
     named = os.environ.get(f"{PREFIX}CONFIG")
     if named:
         path = Path(named)
@@ -341,11 +350,14 @@ def _config_file() -> Path | None:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; `overrides` (command-line options) win over everything.
+    """Read the settings with their file: `TAILRACE_CONFIG`, else `./tailrace.toml` where there is one.
+
+    `overrides` (command-line options) win over everything.
 
     Raises:
         ConfigError: something cannot work; the text names each setting and never a value.
     """
+    found = _FILE.set(_config_file())
     try:
         return Settings(**overrides)
     except ValidationError as exc:
@@ -355,6 +367,8 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError(str(exc)) from None
     except (OSError, ValueError) as exc:
         raise ConfigError(f"the settings file cannot be read: {exc}") from None
+    finally:
+        _FILE.reset(found)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

@@ -91,7 +91,10 @@ def _problem(
     body["instance"] = quote(connection.scope.get("path", ""), safe="/:@-._~")[:500]
     body = {**(extra or {}), **body}
     return Response(
-        msgspec.json.encode(body), status_code=status, media_type=MEDIA_TYPE, headers={**NO_STORE, **(headers or {})}
+        msgspec.json.encode(body, enc_hook=str),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers={**NO_STORE, **(headers or {})},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mimetypes
 from pathlib import Path
@@ -32,9 +33,9 @@ class StaticFolder:
         self._folder = folder
         self._read: dict[str, tuple[int, bytes, str]] = {}
 
-    def answer(self, request: Request, name: str) -> Response | None:
+    async def answer(self, request: Request, name: str) -> Response | None:
         """The file `name`, 304 when the client has it, or None when there is none."""
-        found = self._find(name or "index.html")
+        found = await asyncio.to_thread(self._find, name or "index.html")
         if found is None:
             return None
         content, etag = found

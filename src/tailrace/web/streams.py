@@ -27,7 +27,7 @@ MAX_KEY_CHARACTERS = 128
 
 def json_response(body: object, status: int = 200) -> Response:
     """A JSON answer that no cache keeps."""
-    content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    content = body if isinstance(body, bytes) else msgspec.json.encode(body, enc_hook=str)
     return Response(content, status_code=status, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
@@ -90,11 +90,10 @@ def streams_router(gateway: Gateway) -> APIRouter:
         found = await gateway.log.info(name)
         if found.state is StreamState.MISSING:
             raise NotFound("there is no such stream")
-        body = msgspec.to_builtins(found, str_keys=True)
-        for end in ("first_id", "last_id"):
-            entry = getattr(found, end)
-            body[end] = str(entry) if entry is not None else None
+        body = msgspec.structs.asdict(found)
         body["ttl"] = body.pop("ttl_seconds")
+        for end in ("first_id", "last_id"):
+            body[end] = str(body[end]) if body[end] is not None else None
         return json_response(body)
 
     @router.post(
