@@ -49,7 +49,7 @@ export class Api {
     const abort = new AbortController();
     try {
       const answer = await fetch(address, {
-        headers: { Accept: "application/problem+json, text/event-stream" },
+        headers: { Accept: "application/problem+json" },
         signal: abort.signal,
         cache: "no-store",
       });

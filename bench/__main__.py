@@ -1,0 +1,67 @@
+"""`python -m bench [fanout|publish|all]`: measure, print the results beside their targets."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from bench import fanout, publish
+from bench.harness import Report
+from bench.process import Missing
+from bench.report import show, write
+
+COMMANDS: dict[str, ModuleType] = {"fanout": fanout, "publish": publish}
+EXIT_MISSED = 1
+EXIT_MISSING = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run benchmarks. Exit code 0; 1 with --strict when a target was missed; 4 when something is not installed."""
+    options = _parser().parse_args(argv)
+    names = list(COMMANDS) if options.command in (None, "all") else [options.command]
+    defaults = _parser()
+    met = True
+    for name in names:
+        chosen = options if name == options.command else defaults.parse_args([name])
+        try:
+            report = _run(name, chosen)
+        except Missing as exc:
+            print(f"{name}: {exc}", file=sys.stderr)
+            return EXIT_MISSING
+        show(report)
+        met = met and report.met
+        if options.write:
+            print(f"  kept in {write(report)}")
+    return 0 if met or not options.strict else EXIT_MISSED
+
+
+def _run(name: str, options: argparse.Namespace) -> Report:
+    gc.collect()
+    gc.freeze()
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report: Report = runner.run(COMMANDS[name].run(options))
+    return report
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench", description="Benchmarks of tailrace; see docs/benchmarks.md.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--write", action="store_true", help="keep the results in bench/RESULTS.md and bench/results/")
+    common.add_argument("--strict", action="store_true", help="exit with 1 when a target was missed")
+    parser.set_defaults(write=False, strict=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").splitlines()[0].partition(": ")[2]
+        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__, parents=[common]))
+    commands.add_parser("all", help="all of them, as they are by default", parents=[common])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

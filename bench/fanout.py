@@ -1,0 +1,240 @@
+"""`fanout`: one stream to many SSE clients through Redis, against a bare C loop of writes (DESIGN §12).
+
+The gateway has a core of its own; Redis, the publisher and the audience share the others. What is compared is
+user and system CPU per delivery: of the gateway's process, of the C loop, and of Nchan where nginx has it. All three
+write the same bytes to the same number of sockets, one record per write, at the same pace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeAlias
+
+from bench import nchan
+from bench.harness import Contender, Histogram, Measure, Report, Sample, interleave, median, ratio, say
+from bench.process import Child, Cores, build, child, cores, cpu_seconds, private_folder
+from bench.stack import Audience, Heard, Stack, audience, open_log, open_stack, redis_version
+from tailrace.core.event import Event
+from tailrace.core.names import StreamName
+from tailrace.eventlog.base import Log
+
+__all__ = ["add_arguments", "run"]
+
+STREAM = StreamName.parse("run:fanout")
+FILLER = "x" * 150
+BATCH = 1_000
+Publish: TypeAlias = Callable[[int], Awaitable[None]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fanout`."""
+    parser.add_argument("--clients", type=int, default=1_000, help="SSE clients (%(default)s)")
+    parser.add_argument("--records", type=int, default=300, help="records of one round (%(default)s)")
+    parser.add_argument("--rate", type=int, default=50, help="records a second (%(default)s)")
+    parser.add_argument("--burst", type=int, default=10_000, help="records of a burst (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, in turns (%(default)s)")
+    parser.add_argument("--no-nchan", action="store_true", help="leave Nchan out even if nginx has it")
+
+
+async def run(options: argparse.Namespace) -> Report:
+    """Measure.
+
+    Raises:
+        Missing: no C compiler or no Redis.
+    """
+    started = time.monotonic()
+    first, others = cores()
+    async with AsyncExitStack() as stack:
+        rig = await stack.enter_async_context(_open_rig(options, first, others))
+        contenders: dict[str, Contender] = {"gateway": rig.gateway_paced, "C loop": rig.loop_paced}
+        if not options.no_nchan and nchan.module() is not None:
+            contenders["Nchan"] = await stack.enter_async_context(
+                nchan.contender(rig.paced, options.clients, first, others)
+            )
+        say(f"fanout: {options.clients} clients, {options.rate} records/s, {', '.join(contenders)} in turns")
+        paced = await interleave(contenders, options.rounds)
+        say(f"fanout: bursts of {options.burst} records")
+        burst = await interleave({"gateway": rig.gateway_burst, "C loop": rig.loop_burst}, max(1, options.rounds // 2))
+        report = _report(options, paced, burst, rig)
+    report.setting["redis"] = await redis_version()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+class Rig:
+    """Everything that runs during the measurement."""
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        stack: Stack,
+        log: Log,
+        delivery_bytes: int,
+        heard_by: Audience,
+        loop: Loop,
+        listeners: Audience,
+    ) -> None:
+        self.options = options
+        self.stack = stack
+        self.delivery_bytes = delivery_bytes
+        self.delays = Histogram()
+        self.lost = 0
+        self._log = log
+        self._audience = heard_by
+        self._loop = loop
+        self._loop_audience = listeners
+
+    @property
+    def paced(self) -> tuple[int, int]:
+        """Records of a round, and how many a second."""
+        return self.options.records, self.options.rate
+
+    async def gateway_paced(self) -> Sample:
+        """One record at a time, at a pace."""
+        records = self.options.records
+        sample, heard = await self._gateway(records, records / self.options.rate, self._pace)
+        self.delays.merge(heard.delays)
+        return sample
+
+    async def gateway_burst(self) -> Sample:
+        """As many as the log takes."""
+        return (await self._gateway(self.options.burst, 60, self._flood))[0]
+
+    async def _gateway(self, records: int, seconds: float, publish: Publish) -> tuple[Sample, Heard]:
+        pid = self.stack.gateway.pid
+        self._audience.expect(records, seconds + 60)
+        before, began = cpu_seconds(pid), time.monotonic()
+        await publish(records)
+        heard = await self._audience.heard(seconds + 90)
+        cpu, deliveries = cpu_seconds(pid) - before, records * self.options.clients
+        self.lost += deliveries - heard.events + heard.missing + heard.duplicate
+        elapsed = time.monotonic() - began
+        return {
+            "us": cpu / deliveries * 1e6,
+            "core": cpu / elapsed,
+            "per_second": heard.events / elapsed,
+            "records_per_read": heard.events / max(1, heard.reads),
+        }, heard
+
+    async def _pace(self, records: int) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        for n in range(records):
+            await self._log.append(STREAM, [_event(n)])
+            due += 1 / self.options.rate
+            await asyncio.sleep(max(0, due - loop.time()))
+
+    async def _flood(self, records: int) -> None:
+        for first in range(0, records, BATCH):
+            await self._log.append(STREAM, [_event(n) for n in range(first, min(first + BATCH, records))])
+
+    async def loop_paced(self) -> Sample:
+        """The same bytes at the same pace, from C."""
+        return await self._c_loop(self.options.records, 1_000_000 // self.options.rate)
+
+    async def loop_burst(self) -> Sample:
+        """The same bytes as fast as the sockets take them; a tenth as many, that is enough for a number."""
+        return await self._c_loop(max(1, self.options.burst // 10), 0)
+
+    async def _c_loop(self, records: int, interval: int) -> Sample:
+        self._loop_audience.expect(records, 120)
+        cpu = await self._loop.run(records, interval)
+        heard = await self._loop_audience.heard(120)
+        if heard.events != records * self.options.clients:
+            raise RuntimeError(f"the C loop lost events: {heard.events}")
+        return {"us": cpu / heard.events * 1e6}
+
+
+class Loop:
+    """The C loop of writes."""
+
+    def __init__(self, process: Child, port: int) -> None:
+        self.port = port
+        self._process = process
+
+    async def run(self, records: int, interval_us: int) -> float:
+        """Write; return the CPU seconds it took."""
+        self._process.tell(f"run {records} {interval_us}")
+        _, _, micros = (await self._process.line(120)).split()
+        return int(micros) / 1e6
+
+
+def _event(n: int) -> Event:
+    """About 200 bytes of data, with the time of its making: the same clock as the audience's."""
+    return Event("bench.tick", {"t": time.monotonic_ns(), "n": n, "fill": FILLER})
+
+
+@asynccontextmanager
+async def _open_rig(options: argparse.Namespace, first: Cores, others: Cores) -> AsyncIterator[Rig]:
+    path = f"/api/v1/streams/{STREAM}/events/stream?last_event_id=$"
+    async with AsyncExitStack() as stack:
+        folder = await stack.enter_async_context(private_folder())
+        served = await stack.enter_async_context(open_stack(gateway_on=first, others_on=others))
+        log = await stack.enter_async_context(open_log(served.redis_url))
+        await log.append(STREAM, [_event(0)])
+        sample = folder / "sample"
+        sample.write_bytes(await _sample(served, path, log))
+        process = await stack.enter_async_context(child([build("writeloop"), sample, "131072"], on=first))
+        loop = Loop(process, int((await process.line(5)).split()[1]))
+        listening = audience(served.port, options.clients, path=path, token=served.token, on=others)
+        heard_by = await stack.enter_async_context(listening)
+        listeners = await stack.enter_async_context(
+            audience(loop.port, options.clients, path="/", chain=False, on=others)
+        )
+        yield Rig(options, served, log, sample.stat().st_size, heard_by, loop, listeners)
+
+
+async def _sample(stack: Stack, path: str, log: Log) -> bytes:
+    """The bytes of one delivery, as the gateway writes them: one HTTP chunk with one event."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {stack.token}\r\n\r\n".encode())
+    async with asyncio.timeout(10):
+        await reader.readuntil(b"stream.open\n")
+        await reader.readuntil(b"\n\n")
+        await reader.readuntil(b"\r\n")
+        await log.append(STREAM, [_event(0)])
+        head = await reader.readuntil(b"\r\n")
+        body = await reader.readexactly(int(head, 16) + 2)
+    writer.close()
+    return head + body
+
+
+def _report(
+    options: argparse.Namespace, paced: dict[str, list[Sample]], burst: dict[str, list[Sample]], rig: Rig
+) -> Report:
+    measures = [
+        Measure("gateway CPU per delivery", median(paced["gateway"], "us"), "µs"),
+        Measure("C write loop, the same bytes", median(paced["C loop"], "us"), "µs"),
+        Measure("gateway / C loop", ratio(paced, "gateway", "C loop", "us"), "x", at_most=1.6),
+    ]
+    if "Nchan" in paced:
+        measures += [
+            Measure("Nchan CPU per delivery", median(paced["Nchan"], "us"), "µs"),
+            Measure("gateway / Nchan", ratio(paced, "gateway", "Nchan", "us"), "x", at_most=1.0),
+        ]
+    measures += [
+        Measure("burst: gateway CPU per record and client", median(burst["gateway"], "us"), "µs"),
+        Measure("burst: gateway / C loop, per record", ratio(burst, "gateway", "C loop", "us"), "x", at_most=1.0),
+        Measure("burst: deliveries", median(burst["gateway"], "per_second"), "/s"),
+        Measure("publish to client, p50", rig.delays.percentile(50), "ms", note=f"at {options.rate} records/s"),
+        Measure("publish to client, p99", rig.delays.percentile(99), "ms"),
+        Measure("lost, repeated or late records", rig.lost, at_most=0),
+    ]
+    setting = {
+        "clients": options.clients,
+        "records/s": options.rate,
+        "records a round": options.records,
+        "burst": options.burst,
+        "rounds": options.rounds,
+        "bytes a delivery": rig.delivery_bytes,
+    }
+    report = Report("fanout", "Fan-out: one stream to many SSE clients through Redis", setting, measures)
+    report.rounds = {**paced, **{f"{name}, burst": samples for name, samples in burst.items()}}
+    report.histograms = {"publish to client": rig.delays}
+    if "Nchan" not in paced:
+        report.notes.append("Nchan was not measured: nginx with libnginx-mod-nchan is not installed")
+    return report

@@ -1,0 +1,101 @@
+"""Nchan (nginx, C) beside the gateway: the same audience, the same payload, the same pace. Optional."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.harness import Contender, Sample
+from bench.process import Cores, child, cpu_seconds, private_folder
+from bench.stack import audience
+
+__all__ = ["contender", "module"]
+
+MODULES = ("/usr/lib/nginx/modules/ngx_nchan_module.so", "/usr/share/nginx/modules/ngx_nchan_module.so")
+CONFIG = """
+load_module {module};
+daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; tcp_nodelay on; keepalive_requests 1000000;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{
+    listen unix:{folder}/publish.sock;
+    listen 127.0.0.1:{port} sndbuf=131072 backlog=4096;
+    location = /publish {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 100; }}
+    location = /listen {{
+      nchan_subscriber eventsource; nchan_channel_id bench; nchan_subscriber_first_message newest;
+    }}
+  }}
+}}
+"""
+# As long as an envelope of the gateway around the same data.
+PAYLOAD = (
+    b'{"id":"1700000000000-1","prev":"1700000000000-1","stream":"run:fanout","type":"bench.tick",'
+    + b'"x":"%b"}' % (b"x" * 230)
+)
+
+
+def module() -> Path | None:
+    """Nchan's module, if nginx and it are installed."""
+    if shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None:
+        return None
+    return next((Path(path) for path in MODULES if Path(path).exists()), None)
+
+
+@asynccontextmanager
+async def contender(paced: tuple[int, int], clients: int, on: Cores, others: Cores) -> AsyncIterator[Contender]:
+    """A running nginx with its audience, as something to be measured."""
+    records, rate = paced
+    binary = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
+    port = await _free_port()
+    async with private_folder() as folder:
+        (folder / "nginx.conf").write_text(CONFIG.format(module=module(), folder=folder, port=port))
+        async with child([str(binary), "-p", folder, "-c", folder / "nginx.conf"], on=on) as nginx:
+            reader, writer = await _connected(folder / "publish.sock")
+            async with audience(port, clients, path="/listen", chain=False, on=others) as listeners:
+
+                async def measure() -> Sample:
+                    listeners.expect(records, records / rate + 60)
+                    before = cpu_seconds(nginx.pid)
+                    await _pace(reader, writer, records, rate)
+                    heard = await listeners.heard(records / rate + 90)
+                    if heard.events != records * clients:
+                        raise RuntimeError(f"Nchan lost events: {heard.events} of {records * clients}")
+                    return {"us": (cpu_seconds(nginx.pid) - before) / heard.events * 1e6}
+
+                yield measure
+            writer.close()
+
+
+async def _pace(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, records: int, rate: int) -> None:
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    head = f"POST /publish HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(PAYLOAD)}\r\n\r\n".encode()
+    for _ in range(records):
+        writer.write(head + PAYLOAD)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.partition(b":")[2]))
+        due += 1 / rate
+        await asyncio.sleep(max(0, due - loop.time()))
+
+
+async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await asyncio.open_unix_connection(str(path))
+            except OSError:
+                await asyncio.sleep(0.02)
+
+
+async def _free_port() -> int:
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    server.close()
+    return port

@@ -1,0 +1,139 @@
+"""Processes of a benchmark: built, started on a core, asked over their pipes, measured, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+__all__ = ["Child", "Missing", "build", "child", "cores", "cpu_seconds", "private_folder"]
+
+FOLDER = Path(__file__).parent
+Cores: TypeAlias = "set[int] | None"
+
+
+class Missing(Exception):
+    """Something this benchmark needs is not on this machine; the text says what to do."""
+
+
+def cores() -> tuple[Cores, Cores]:
+    """One core for what is measured, the others for everything else; (None, None) on a single core."""
+    mine = sorted(os.sched_getaffinity(0))
+    return ({mine[0]}, set(mine[1:])) if len(mine) > 1 else (None, None)
+
+
+def build(name: str) -> Path:
+    """Compile bench/<name>.c into bench/bin, unless that is newer already.
+
+    Raises:
+        Missing: there is no C compiler.
+    """
+    source, binary = FOLDER / f"{name}.c", FOLDER / "bin" / name
+    if binary.exists() and binary.stat().st_mtime > source.stat().st_mtime:
+        return binary
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise Missing("no C compiler: install the Debian packages gcc and libc6-dev")
+    binary.parent.mkdir(exist_ok=True)
+    fresh = binary.with_suffix(f".{os.getpid()}")
+    subprocess.run([compiler, "-O2", "-Wall", "-o", str(fresh), str(source), "-lm"], check=True)
+    fresh.replace(binary)
+    return binary
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, all threads, in nanoseconds where the kernel tells them."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Child:
+    """A started process that answers in lines."""
+
+    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+        self._process = process
+        self._name = name
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n".encode())
+
+    async def line(self, seconds: float) -> str:
+        """Its next line of output.
+
+        Raises:
+            RuntimeError: it ended. TimeoutError: it said nothing.
+        """
+        assert self._process.stdout is not None
+        async with asyncio.timeout(seconds):
+            found = await self._process.stdout.readline()
+        if not found:
+            raise RuntimeError(f"{self._name} ended: {await self._process.wait()}")
+        return found.decode().rstrip("\n")
+
+
+@asynccontextmanager
+async def child(
+    argv: Sequence[str | Path],
+    *,
+    on: Cores = None,
+    env: Mapping[str, str] | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+) -> AsyncIterator[Child]:
+    """Start a process on some cores and end it afterwards."""
+    # Raised as high as it may go: a thousand clients need more than the usual 1 024 files.
+    process = await asyncio.create_subprocess_exec(
+        *map(str, argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+        limit=1 << 20,
+        preexec_fn=lambda: _prepare(on),
+    )
+    try:
+        yield Child(process, Path(argv[0]).name)
+    finally:
+        if process.returncode is None:
+            process.send_signal(stop)
+            try:
+                async with asyncio.timeout(10):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+def _prepare(on: Cores) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if on:
+        os.sched_setaffinity(0, on)
+
+
+@asynccontextmanager
+async def private_folder() -> AsyncIterator[Path]:
+    """A folder with a short path (a unix socket's has at most 107 bytes), gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="tr-bench-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

