@@ -127,6 +127,7 @@ def make_server(
         ws=type("GatewayWsProtocol", (RawWebSocketProtocol,), ws_limits),
         ws_ping_interval=None,
         ws_per_message_deflate=False,
+        interface="asgi3",
         lifespan="on",
         loop="uvloop",
         log_config=None,

@@ -48,8 +48,8 @@ class Load:
         for publisher in self.publishers:
             for uid, id_ in publisher.acked.items():
                 assert where.get(uid) == id_, f"{uid} was acknowledged as {id_} and is at {where.get(uid)}"
+        await eventually(lambda: all(len(reader.records) >= len(ids) for reader in self.readers), 20)
         for reader in self.readers:
-            await eventually(lambda reader=reader: len(reader.records) >= len(ids), 20)
             assert_exactly_once(reader.items, ids)
 
 

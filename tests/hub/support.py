@@ -34,8 +34,14 @@ def events(*numbers: int) -> list[Event]:
 
 async def history(log: MemoryLog, stream: StreamName = RUN) -> list[EntryId]:
     """The ids that the stream holds."""
-    page = await log.range(stream, limit=1_000)
-    return [record.id for record in page.records]
+    ids: list[EntryId] = []
+    more = True
+    while more:
+        start = ids[-1]._replace(seq=ids[-1].seq + 1) if ids else None
+        page = await log.range(stream, start=start, limit=1_000)
+        ids += [record.id for record in page.records]
+        more = page.more
+    return ids
 
 
 class Collector:

@@ -370,7 +370,7 @@ async def test_any_interleaving_of_appends_losses_and_slow_readers_gives_each_re
     hubbed.hub.on_doubt(None)
     for reader in readers:
         reader.sink.make_room(None)
-    ids = [record.id for record in (await hubbed.log.inner.range(RUN, limit=1_000)).records]
+    ids = await history(hubbed.log.inner)
     for reader in readers:
         await reader.sink.wait_records(len(ids))
         assert_exactly_once(reader.sink.items, ids)
