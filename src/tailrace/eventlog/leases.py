@@ -135,7 +135,7 @@ class MemoryLeases:
         group = self._groups.setdefault(seat.group, {})
         evicted: list[str] = []
         earlier = group.pop(seat.member, None)
-        if earlier is not None:
+        if earlier is not None and earlier.nonce != seat.nonce:
             evicted.append(self._evict(earlier, now))
         if limit > 0 and len(group) >= limit:
             if not evict:
