@@ -9,12 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tailrace.client.client import Tailrace
+    from tailrace.client.sync import TailraceSync
     from tailrace.core.event import Event, Gap, Record
     from tailrace.core.ids import EntryId
     from tailrace.core.names import StreamName
     from tailrace.errors import TailraceError
 
-__all__ = ["EntryId", "Event", "Gap", "Record", "StreamName", "TailraceError", "__version__"]
+__all__ = [
+    "EntryId",
+    "Event",
+    "Gap",
+    "Record",
+    "StreamName",
+    "Tailrace",
+    "TailraceError",
+    "TailraceSync",
+    "__version__",
+]
 
 __version__ = "0.1.0"
 
@@ -24,7 +36,9 @@ _HOMES = {
     "Gap": "tailrace.core.event",
     "Record": "tailrace.core.event",
     "StreamName": "tailrace.core.names",
+    "Tailrace": "tailrace.client.client",
     "TailraceError": "tailrace.errors",
+    "TailraceSync": "tailrace.client.sync",
 }
 
 

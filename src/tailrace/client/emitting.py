@@ -1,0 +1,278 @@
+"""Delivery of what was emitted: in order, once, as soon as the log takes it.
+
+Rules of this file
+1. One batch is under way at a time, so that order holds; it is tried with the same uids until it is settled.
+2. What may succeed later is tried again for ever, with full jitter. What never can (a closed stream, a bad event) is
+   dropped alone, and told to `on_refused`; what comes behind it goes on.
+3. A refused token is waited out: it may be renewed, and the events are worth more than the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+from tailrace.client.backend import Backend, pause_before
+from tailrace.client.spool import BATCH_EVENTS, Entry, MemorySpool, Spool, SpoolFile, orphans
+from tailrace.core.event import Event
+from tailrace.core.names import StreamName
+from tailrace.errors import (
+    Forbidden,
+    LogError,
+    NotFound,
+    RateLimited,
+    TailraceError,
+    Unauthorized,
+    WouldBlock,
+)
+
+__all__ = ["Delivery", "Emitting"]
+
+log = logging.getLogger("tailrace.client")
+
+T = TypeVar("T")
+LINGER_SECONDS = 0.03
+"""Entries that come this close together leave together."""
+ATTEMPT_SECONDS = 8.0
+REFUSED_TOKEN_SECONDS = 5.0
+INBOX_BYTES = 16_777_216
+
+
+class Delivery:
+    """Moves a spool's entries to the log. Run `run` as an owned task.
+
+    Args:
+        backend: the log.
+        spool: where the entries wait.
+        threaded: the spool's calls may wait for a disk: make them in a thread.
+        on_refused: an entry that will never be stored was dropped.
+        on_trouble: why nothing goes on now; None: it goes on again.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spool: Spool,
+        *,
+        threaded: bool,
+        on_refused: Callable[[Entry, TailraceError], None] | None = None,
+        on_trouble: Callable[[TailraceError | None], None] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._spool = spool
+        self._threaded = threaded
+        self._on_refused = on_refused or _log_refusal
+        self._on_trouble = on_trouble
+        self._more = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._hurry = False
+        self._attempt = 0
+        self._most = BATCH_EVENTS
+        if spool.pending:
+            self.wake()
+
+    def wake(self) -> None:
+        """There are new entries."""
+        self._empty.clear()
+        self._more.set()
+
+    async def wait_empty(self) -> None:
+        """Wait until everything is settled. New entries are not held back any more."""
+        self._hurry = True
+        await self._empty.wait()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            if not self._hurry:
+                await asyncio.sleep(LINGER_SECONDS)
+            while batch := await self._call(lambda: self._spool.peek(self._most)):
+                pause = await self._deliver(batch)
+                if pause > 0:
+                    await asyncio.sleep(pause)
+            if not self._more.is_set():
+                self._empty.set()
+
+    async def _deliver(self, batch: list[Entry]) -> float:
+        """Try once; return how long to wait before the next try."""
+        try:
+            if batch[0].closes:
+                await self._close(batch[0].stream)
+            else:
+                await self._backend.append(batch[0].stream, [entry.event() for entry in batch], seconds=ATTEMPT_SECONDS)
+        except (Unauthorized, Forbidden) as exc:
+            self._trouble(exc)
+            return REFUSED_TOKEN_SECONDS
+        except (LogError, RateLimited) as exc:
+            if not exc.retryable:
+                return await self._refuse(batch, exc)
+            self._trouble(exc)
+            pause = pause_before(self._attempt, base=0.2, cap=5.0)
+            self._attempt += 1
+            return pause
+        except TailraceError as exc:
+            return await self._refuse(batch, exc)
+        await self._settled(len(batch))
+        return 0.0
+
+    async def _close(self, stream: StreamName) -> None:
+        # A stream that expired or was deleted meanwhile has ended too.
+        with contextlib.suppress(NotFound):
+            await self._backend.close(stream)
+
+    async def _refuse(self, batch: list[Entry], error: TailraceError) -> float:
+        """Find the entry that is refused by going one by one; drop that one."""
+        if len(batch) > 1:
+            self._most = 1
+            return 0.0
+        self._on_refused(batch[0], error)
+        await self._settled(1)
+        return 0.0
+
+    async def _settled(self, count: int) -> None:
+        await self._call(lambda: self._spool.done(count))
+        self._most = min(BATCH_EVENTS, self._most * 2)
+        if self._attempt:
+            self._attempt = 0
+            if self._on_trouble is not None:
+                self._on_trouble(None)
+
+    def _trouble(self, error: TailraceError) -> None:
+        if self._attempt == 0 and self._on_trouble is not None:
+            self._on_trouble(error)
+        self._attempt = max(self._attempt, 1)
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        return await asyncio.to_thread(function) if self._threaded else function()
+
+
+class Emitting:
+    """What `Tailrace.emit` needs: an inbox that never waits, a spool behind it, and its delivery."""
+
+    def __init__(self, backend: Backend, folder: Path | None, target: str) -> None:
+        self._backend = backend
+        self._folder = folder
+        self._target = target
+        self._uid_prefix = secrets.token_hex(8)
+        self._count = 0
+        self._inbox: list[Entry] = []
+        self._inbox_bytes = 0
+        self._failure: TailraceError | None = None
+        self._arrived = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._deliveries: list[Delivery] = []
+        self._spools: list[Spool] = []
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
+
+    def emit(self, stream: StreamName, event: Event) -> None:
+        """Take an event.
+
+        Raises:
+            WouldBlock: there is no room.
+        """
+        if self._task.done():
+            raise WouldBlock("events are not delivered any more") from self._ended()
+        if self._failure is not None:
+            raise WouldBlock(f"the spool takes no more: {self._failure}") from self._failure
+        if event.uid is None:
+            self._count += 1
+            event = replace(event, uid=f"{self._uid_prefix}-{self._count}")
+        size = len(event.data) + 160
+        if self._inbox_bytes + size > INBOX_BYTES:
+            raise WouldBlock("the spool is full", limit=INBOX_BYTES)
+        self._inbox.append(Entry.of(stream, event))
+        self._inbox_bytes += size
+        self._quiet.clear()
+        self._arrived.set()
+
+    async def flush(self, timeout_seconds: float | None) -> bool:
+        """Wait until everything emitted is settled."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._until_ended(self._quiet.wait())
+                for delivery in self._deliveries:
+                    await self._until_ended(delivery.wait_empty())
+        except TimeoutError:
+            return False
+        return not self._task.done()
+
+    async def aclose(self, flush_seconds: float) -> None:
+        """Deliver for a while, then stop; a file keeps the rest."""
+        try:
+            if flush_seconds > 0:
+                await self.flush(flush_seconds)
+        finally:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            for spool in self._spools:
+                await asyncio.to_thread(spool.close)
+
+    def _ended(self) -> BaseException | None:
+        return None if self._task.cancelled() else self._task.exception()
+
+    async def _until_ended(self, waiting: Awaitable[object]) -> None:
+        """Wait for something, but not longer than deliveries are made at all."""
+        waiter = asyncio.ensure_future(waiting)
+        try:
+            await asyncio.wait([waiter, self._task], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+
+    async def _run(self) -> None:
+        """Own the deliveries: of our own spool, and of files that others left behind."""
+        async with asyncio.TaskGroup() as group:
+            spool = await self._open(group)
+            mine = Delivery(self._backend, spool, threaded=self._folder is not None)
+            self._deliveries.insert(0, mine)
+            group.create_task(mine.run())
+            while True:
+                await self._arrived.wait()
+                self._arrived.clear()
+                entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
+                try:
+                    if self._folder is not None:
+                        await asyncio.to_thread(spool.put, entries)
+                    else:
+                        spool.put(entries)
+                    self._failure = None
+                except WouldBlock as exc:
+                    # Keep them at the front, and tell the next caller; try again when something was delivered.
+                    self._inbox[:0] = entries
+                    self._inbox_bytes = sum(len(entry.d) + 160 for entry in self._inbox)
+                    self._failure = exc
+                    self._arrived.set()
+                    await asyncio.sleep(0.2)
+                    continue
+                mine.wake()
+                if not self._inbox:
+                    self._quiet.set()
+
+    async def _open(self, group: asyncio.TaskGroup) -> Spool:
+        folder = self._folder
+        if folder is None:
+            spool: Spool = MemorySpool()
+            self._spools.append(spool)
+            return spool
+        for orphan in await asyncio.to_thread(lambda: list(orphans(folder, self._target))):
+            self._spools.append(orphan)
+            delivery = Delivery(self._backend, orphan, threaded=True)
+            self._deliveries.append(delivery)
+            group.create_task(delivery.run())
+        spool = await asyncio.to_thread(SpoolFile.create, folder, "emit", self._target)
+        self._spools.append(spool)
+        return spool
+
+
+def _log_refusal(entry: Entry, error: TailraceError) -> None:
+    log.error("an event was refused and dropped", extra={"stream": entry.s, "code": error.code})
