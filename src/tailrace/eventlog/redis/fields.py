@@ -11,81 +11,49 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from tailrace.core.codec import Prepared, prepare
-from tailrace.core.event import Event, Json, Record
+from tailrace.core.codec import Prepared
+from tailrace.core.event import Json, Record
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName, foreign_type
-from tailrace.errors import Malformed, TooLarge
+from tailrace.errors import Malformed
+from tailrace.eventlog.limits import body_of
 from tailrace.eventlog.redis.scripts import read_id
 
-__all__ = ["MAX_CALL_BYTES", "MAX_CALL_EVENTS", "Packed", "pack", "pack_prepared", "read_entry"]
+__all__ = ["pack", "read_entry"]
 
 log = logging.getLogger("tailrace.log")
 
-MAX_CALL_EVENTS = 1_000
-MAX_CALL_BYTES = 8 * 1_048_576
-_OVERHEAD = 64
+
 _VERSION = b"1"
 _MAX_TYPES = 4_096
 _types: dict[bytes, str] = {}
 
 
-class Packed(msgspec.Struct, frozen=True, gc=False):
-    """Events as the append script takes them."""
-
-    args: list[bytes | str]
-    count: int
-    size: int
-    """In bytes, about: what counts for the limit of one call."""
-    uids: bool
-
-
-def pack(events: Sequence[Event], *, max_event_bytes: int) -> Packed:
-    """Check events and make the script's arguments of them.
-
-    Raises:
-        Malformed, TooLarge: an event, or all of them together, may not be stored; nothing was sent.
-    """
-    if len(events) > MAX_CALL_EVENTS:
-        raise TooLarge(f"more than {MAX_CALL_EVENTS} events", limit=MAX_CALL_EVENTS)
-    return pack_prepared([prepare(event, max_bytes=max_event_bytes) for event in events])
-
-
-def pack_prepared(events: Sequence[Prepared]) -> Packed:
-    """Make the script's arguments of checked events.
-
-    Raises:
-        TooLarge: they are more than a call may hold.
-    """
-    args: list[bytes | str] = []
-    size = 0
+def pack(events: Iterable[Prepared], into: list[bytes | str | int]) -> bool:
+    """Add the script's arguments for checked events to `into`. Returns whether any has a uid."""
     uids = False
     for event in events:
-        data, uid, key, actor, trace = event.data, event.uid, event.key, event.actor, event.trace
-        size += len(data) + _OVERHEAD
+        uid, key, actor, trace = event.uid, event.key, event.actor, event.trace
         if uid is None and key is None and actor is None and trace is None:
-            args += ("0", event.type, data)
+            into += ("0", event.type, event.data)
             continue
         shape = (uid is not None) | (key is not None) << 1 | (actor is not None) << 2 | (trace is not None) << 3
-        args += (str(shape), event.type, data)
+        into += (shape, event.type, event.data)
         if uid is not None:
             uids = True
-            args += (uid, _body_hash(event))
-        args += [text for text in (key, actor, trace) if text is not None]
-    if size > MAX_CALL_BYTES + _OVERHEAD * len(events):
-        raise TooLarge(f"the events of one call are more than {MAX_CALL_BYTES} bytes", limit=MAX_CALL_BYTES)
-    return Packed(args, len(events), size, uids)
+            into += (uid, _body_hash(event))
+        into += [text for text in (key, actor, trace) if text is not None]
+    return uids
 
 
 def _body_hash(event: Prepared) -> str:
     """What must be equal when a uid comes again; the trace differs between two tries of the same event."""
-    parts = (event.type.encode(), event.data, (event.key or "").encode(), (event.actor or "").encode())
-    return hashlib.blake2b(b"\n".join(parts), digest_size=9).hexdigest()
+    return hashlib.blake2b(body_of(event), digest_size=9).hexdigest()
 
 
 def read_entry(stream: StreamName, raw: list[Any]) -> Record:

@@ -1,0 +1,192 @@
+"""The way of one publisher's calls to one stream: in order, numbered, one script call under way at a time.
+
+Rules of this file
+1. A lane has a producer name (`pid`) and counts its script calls. A number is used for one set of events only.
+2. Plain appends that wait together leave together, in one numbered call; one with a condition leaves alone.
+3. When nobody can say what became of a call, the lane takes a new name: what follows cannot be confused with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from tailrace.core.codec import Prepared
+from tailrace.core.names import StreamName
+from tailrace.eventlog.base import Appended
+from tailrace.eventlog.limits import MAX_CALL_BYTES, MAX_CALL_EVENTS
+from tailrace.eventlog.receipt import Receipt, new_producer
+from tailrace.eventlog.redis.keys import StreamKeys
+from tailrace.eventlog.redis.node import Node
+
+__all__ = ["Batch", "Call", "Lane"]
+
+
+class Call:
+    """One caller's append, waiting or under way."""
+
+    __slots__ = ("alone", "close", "deadline", "events", "expected_seq", "future", "owner_epoch", "size")
+
+    def __init__(
+        self,
+        events: Sequence[Prepared],
+        size: int,
+        deadline: float,
+        future: asyncio.Future[list[Appended]],
+        expected_seq: int | None = None,
+        owner_epoch: int | None = None,
+        close: bool = False,
+    ) -> None:
+        self.events = events
+        self.size = size
+        self.deadline = deadline
+        self.future = future
+        self.expected_seq = expected_seq
+        self.owner_epoch = owner_epoch
+        self.close = close
+        self.alone = close or expected_seq is not None
+        """Whether it must not share a script call."""
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the caller, if it still listens."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Batch:
+    """One numbered script call."""
+
+    __slots__ = ("args", "calls", "count", "deadline", "maybe_sent", "n", "over", "pid", "sent", "size", "uids")
+
+    def __init__(self, pid: str, n: int, calls: list[Call]) -> None:
+        self.pid = pid
+        self.n = n
+        self.calls = calls
+        self.args: list[bytes | str | int] = []
+        self.uids = False
+        self.sent = False
+        """Whether it is under way now."""
+        self.maybe_sent = False
+        """Whether the server may have seen it in an earlier try."""
+        self.over = False
+        """Given up; an answer that still comes is of no interest."""
+        self.count = 0
+        self.size = 0
+        self.deadline = calls[0].deadline
+        for call in calls:
+            self.count += len(call.events)
+            self.size += call.size
+            if call.deadline > self.deadline:
+                self.deadline = call.deadline
+
+    def receipt(self, stream: StreamName, call: Call) -> Receipt:
+        """What settles `call` later."""
+        offset = 0
+        for other in self.calls:
+            if other is call:
+                break
+            offset += len(other.events)
+        first = self.calls[0]
+        return Receipt(
+            stream=stream,
+            pid=self.pid,
+            n=self.n,
+            events=tuple(event for other in self.calls for event in other.events),
+            offset=offset,
+            count=len(call.events),
+            expected_seq=first.expected_seq,
+            owner_epoch=first.owner_epoch,
+            close=first.close,
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """Tell all callers."""
+        for call in self.calls:
+            call.fail(error)
+
+
+class Lane:
+    """See the rules above."""
+
+    __slots__ = (
+        "attempted",
+        "batch",
+        "finding",
+        "keys",
+        "n",
+        "node",
+        "pid",
+        "policy",
+        "queued",
+        "slot",
+        "solo",
+        "stream",
+        "used",
+        "waiting",
+    )
+
+    def __init__(
+        self, stream: StreamName, keys: StreamKeys, slot: int | None, policy: tuple[str | int, ...], node: Node | None
+    ) -> None:
+        self.stream = stream
+        self.keys = keys
+        self.slot = slot
+        self.policy = policy
+        self.node = node
+        self.pid = new_producer()
+        self.n = 0
+        self.waiting: deque[Call] = deque()
+        self.batch: Batch | None = None
+        self.queued = False
+        self.finding = False
+        self.attempted = False
+        """Whether its next call may have been sent before, by somebody else."""
+        self.used = True
+        self.solo = 0
+        """How many of the next calls leave alone, because together one of them was refused."""
+
+    def renew(self) -> None:
+        """Take a new name: nothing that was sent under the old one matters for what follows."""
+        self.pid = new_producer()
+        self.n = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return self.batch is None and not self.waiting
+
+    def next_batch(self) -> Batch | None:
+        """Take what waits and may leave together; None: nothing does."""
+        waiting = self.waiting
+        calls: list[Call] = []
+        count = size = 0
+        while waiting:
+            call = waiting[0]
+            if call.future.done():
+                waiting.popleft()
+                continue
+            if calls:
+                count_with, size_with = count + len(call.events), size + call.size
+                together = not call.alone and call.owner_epoch == calls[0].owner_epoch
+                if not together or count_with > MAX_CALL_EVENTS or size_with > MAX_CALL_BYTES:
+                    break
+            waiting.popleft()
+            calls.append(call)
+            count += len(call.events)
+            size += call.size
+            if self.solo:
+                self.solo -= 1
+                break
+            if call.alone:
+                break
+        if not calls:
+            return None
+        self.n += 1
+        return Batch(self.pid, self.n, calls)
+
+    def put_back(self, batch: Batch, *, alone: bool = False) -> None:
+        """A call was definitely not stored: its callers are first in line again."""
+        self.waiting.extendleft(reversed(batch.calls))
+        if alone:
+            self.solo = len(batch.calls)
