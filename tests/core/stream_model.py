@@ -23,6 +23,8 @@ class StreamModel:
         self.chain: list[Record] = []
         self.uncounted: set[EntryId] = set()
         """Records of incarnations that meta has forgotten: how many came after them is not to be known."""
+        self.removed: set[EntryId] = set()
+        """Deleted by hand."""
         self.clock = 1_000
         self.top = ZERO
 
@@ -41,10 +43,13 @@ class StreamModel:
         if head.state in (StreamState.EXPIRED, StreamState.DELETED):
             reason = GapReason.EXPIRED if head.state is StreamState.EXPIRED else GapReason.DELETED
             head = Head(incarnation=head.incarnation + 1, base=head.id, base_reason=reason)
-            ms += 1
+            ms = max(ms, self.top.ms) + 1
+        elif head.state is StreamState.MISSING and self.top != ZERO:
+            # Entries, but nothing is known of them: they are somebody's, or meta was lost.
+            head = Head(incarnation=1, base=self.top, base_reason=GapReason.RESET)
+            ms = max(ms, self.top.ms + 1)
         elif EntryId(ms, head.id.seq + 1) <= self.top:
             # Somebody's entry is in the way.
-            head = Head(incarnation=head.incarnation + 1, base=head.id, base_reason=GapReason.RESET)
             ms = self.top.ms + 1
         record = self._entry(EntryId(ms, head.id.seq + 1), head.id)
         incarnation = max(head.incarnation, 1)
@@ -71,7 +76,7 @@ class StreamModel:
     def remove(self, index: int) -> None:
         """XDEL."""
         if self.entries:
-            del self.entries[index % len(self.entries)]
+            self.removed.add(self.entries.pop(index % len(self.entries)).id)
             self.older_head = self.head
 
     def end(self, state: StreamState) -> None:

@@ -31,6 +31,8 @@ class Reader:
         """Announced since the last record of the chain."""
         self.unsure = False
         """It came back with a cursor that says nothing about the chain."""
+        self.foreign = ZERO
+        """It came back with this entry of somebody else's."""
         self.given: set[EntryId] = set()
 
     def read(self, limit: int, *, cut: int | None = None, stale: bool = False) -> bool:
@@ -54,6 +56,8 @@ class Reader:
         if self.cursor == ZERO and self.gap is None and self.last is not None:
             raise AssertionError("a reader was sent back to the start without a word")
         self.position = start(self.cursor)
+        if self.last is not None and self.cursor > self.last.id:
+            self.foreign = self.cursor
         if self.last is None or self.cursor != self.last.id:
             self.unsure = self.unsure or self.last is None
 
@@ -83,6 +87,9 @@ class Reader:
         chain = self.model.chain
         if gap.missed is None or self.unsure or self.gap is not None:
             return
+        if self.last is not None and self.position.chained not in (None, self.last.id):
+            # It came back with a foreign entry's id that looks like a record's, and is gone.
+            return
         ids = [record.id for record in chain]
         entries = [entry for entry in self.model.entries if gap.before is not None and entry.id >= gap.before]
         upto = next((entry.id for entry in entries if not entry.foreign), None)
@@ -104,8 +111,10 @@ class Reader:
             else:
                 ids = [each.id for each in self.model.chain]
                 assert self.last.id in ids, "the history changed in silence"
-                assert ids.index(record.id) == ids.index(self.last.id) + 1, "records are missing in silence"
-        self.last, self.gap, self.unsure = record, None, False
+                missing = ids[ids.index(self.last.id) + 1 : ids.index(record.id)]
+                by_hand = [id_ for id_ in missing if id_ < self.foreign and id_ in self.model.removed]
+                assert missing == by_hand, "records are missing in silence"
+        self.last, self.gap, self.unsure, self.foreign = record, None, False, ZERO
 
 
 class ChainMachine(RuleBasedStateMachine):

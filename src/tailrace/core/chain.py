@@ -8,7 +8,8 @@ Rules of this file (PROTOCOL.md §5)
 3. After gap(reset) and gap(ahead) the history that exists now is replayed from its first retained record.
 4. Foreign entries are passed on, outside the chain: they neither prove nor break it. A reader whose last entry is a
    foreign one keeps the last record of the chain beside it; one that comes back with only the foreign id is checked by
-   order (rule 1 needs a record): a next record whose `prev` is larger than that id was preceded by others.
+   order (rule 1 needs a record): a next record whose `prev` is larger than that id was preceded by others. It is not
+   told of a record that was deleted by hand just before that entry.
 5. Pure: values in, values out. Every step with entries to give moves the cursor; a step without either settles at the
    head or starts again at the first entry, and that only with a gap.
 """
@@ -128,7 +129,10 @@ def _enter(stream: StreamName, position: Position, page: Page) -> tuple[list[Ite
         # The last thing it has was a foreign entry, now gone; nobody counts those.
         gap = Gap(stream, cursor, first.id, None, reason, cursor)
         chained = record.prev if record is not None and (record.prev or ZERO) < first.id else None
-    elif chained is None or (record is not None and record.prev == chained):
+    elif chained is None:
+        # A foreign entry was deleted, or it went with the end of a history that was lost: nothing tells which.
+        return [], None
+    elif record is not None and record.prev == chained:
         pass
     elif record is None:
         return _enter_foreign(stream, position, page, reason)
@@ -227,7 +231,7 @@ def _missed(after: EntryId, upto: EntryId, number: int, head: Head) -> int | Non
         return number - after.seq if number > after.seq else None
     if after == head.base:
         return number
-    if head.incarnation > 2 or after.seq > head.base.seq:
-        # It may be of an incarnation whose length nobody remembers.
+    if head.incarnation > 2 or head.base_reason is GapReason.RESET or after.seq > head.base.seq:
+        # It may be of an incarnation whose length nobody remembers; after a reset the base may be a foreign entry.
         return None
     return head.base.seq - after.seq + number
