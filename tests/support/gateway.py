@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -47,6 +48,34 @@ class Api:
             given.append(("Authorization", f"Bearer {auth}"))
         async with deadline(10):
             return await self.client.request(method, path, headers=given, **more)
+
+    async def raw_get(self, path: str, query: str) -> tuple[int, dict[str, Any]]:
+        """GET with a query that no client library would send; the answer is JSON."""
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(b"host", b"test"), (b"authorization", f"Bearer {token('root', admin=True)}".encode())],
+            "client": ("127.0.0.1", 1),
+            "server": ("test", 80),
+        }
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with deadline(10):
+            await self.app(scope, receive, send)
+        return sent[0]["status"], json.loads(b"".join(each.get("body", b"") for each in sent[1:]))
 
     async def publish(self, stream: str, *events: Any, **more: Any) -> list[str]:
         """Publish and answer the ids."""
