@@ -5,12 +5,7 @@ Only for writing the same bytes to many connections at once; what comes in is pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-__all__ = ["MAX_REASON_BYTES", "close_reason", "text_frame", "text_frames", "text_header"]
-
-MAX_REASON_BYTES = 123
-"""A control frame holds 125 bytes, and the close code takes two."""
+__all__ = ["text_frame", "text_header"]
 
 _TEXT = 0x81
 """FIN and opcode 1: one whole text message."""
@@ -28,13 +23,3 @@ def text_header(length: int) -> bytes:
 def text_frame(payload: bytes) -> bytes:
     """One text message; the payload is UTF-8 already."""
     return text_header(len(payload)) + payload
-
-
-def text_frames(payloads: Iterable[bytes]) -> bytes:
-    """Several text messages, for one write."""
-    return b"".join([text_header(len(payload)) + payload for payload in payloads])
-
-
-def close_reason(text: str) -> str:
-    """Shorten a reason so that it fits into a close frame."""
-    return text.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
