@@ -118,7 +118,7 @@ async def test_a_message_after_our_close_frame_is_dropped(running: Gate) -> None
 )
 async def test_a_broken_handshake_is_refused(running: Gate, change: tuple[str, str]) -> None:
     async with running.server.client() as client:
-        await client.send(handshake("/api/v1/ws").replace(*(part.encode() for part in change)))
+        await client.send(handshake("/api/v1/ws").replace(change[0].encode(), change[1].encode()))
 
         head = await client.until(b"\r\n\r\n")
         assert head.split()[1] in (b"400", b"404", b"426")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
@@ -245,19 +246,20 @@ async def test_a_revoked_user_is_sent_away() -> None:
 
 
 async def test_a_token_that_runs_out_ends_the_connection() -> None:
-    async with gate(recheck_seconds=0.1, jwt_leeway_seconds=0) as running:
-        async with running.wire(jwt=token(exp=_soon())) as wire:
-            assert (await wire.closed(10.0))[0] == CloseCode.TOKEN_EXPIRED
+    async with short_lived() as running, running.wire(jwt=token(exp=_soon())) as wire:
+        assert (await wire.closed(10.0))[0] == CloseCode.TOKEN_EXPIRED
 
 
 async def test_a_newer_token_keeps_the_connection() -> None:
-    async with gate(recheck_seconds=0.1, jwt_leeway_seconds=0) as running:
-        async with running.wire(jwt=token(exp=_soon())) as wire:
-            reply = await wire.ask("auth", token=token(read=["run:*"]))
-            assert reply["expires_at"] > _soon() + 3_000
+    async with short_lived() as running, running.wire(jwt=token(exp=_soon())) as wire:
+        begun = time.time()
+        reply = await wire.ask("auth", token=token(read=["run:*"]))
+        assert reply["expires_at"] > _soon() + 3_000
 
-            await wire.ask("subscribe", stream=RUN)
-            assert running.gateway.connections.count_by_transport() == {"websocket": 1}
+        await wire.ask("subscribe", stream=RUN)
+        await eventually(lambda: time.time() > begun + 2.5, every=0.1)
+        await publish(running.log, 1)
+        assert numbers(await wire.records(1)) == [1]
 
 
 @pytest.mark.parametrize(("jwt", "code"), [("no.token.atall", "UNAUTHORIZED"), (token("bob"), "FORBIDDEN")])
@@ -265,6 +267,10 @@ async def test_a_token_that_proves_nothing_changes_nothing(jwt: str, code: str) 
     async with gate() as running, running.wire() as wire:
         assert (await wire.ask("auth", token=jwt))["error"]["code"] == code
         assert "streams" in await wire.ask("subscribe", stream=RUN)
+
+
+def short_lived() -> AbstractAsyncContextManager[Gate]:
+    return gate(recheck_seconds=0.1, jwt_leeway_seconds=0)
 
 
 def _soon() -> int:

@@ -103,12 +103,12 @@ async def test_a_token_in_use_is_replaced_by_the_newest_connection() -> None:
     async with gate() as running:
         short = await running.gateway.access.mint(_alice())
         options: dict[str, Any] = {"headers": {"Authorization": ""}}
-        async with running.wire(f"{PATH}?sse_token={short}", **options) as first:
-            async with running.wire(f"{PATH}?sse_token={short}", **options) as second:
-                assert (await first.closed())[0] == CloseCode.REPLACED
+        path = f"{PATH}?sse_token={short}"
+        async with running.wire(path, **options) as first, running.wire(path, **options) as second:
+            assert (await first.closed())[0] == CloseCode.REPLACED
 
-                await publish(running.log, 1)
-                assert len(await second.records(1)) == 1
+            await publish(running.log, 1)
+            assert len(await second.records(1)) == 1
 
 
 async def test_a_record_of_a_megabyte_passes() -> None:
