@@ -123,21 +123,23 @@ def _enter(stream: StreamName, position: Position, page: Page) -> tuple[list[Ite
     trimmed = page.first == first.id
     reason = GapReason.TRIMMED if trimmed else GapReason.DELETED
     gap: Gap | None = None
+    # What a reader has of the chain that is told here of everything before the page; unknown if there is a loss in it.
+    prev = record.prev or ZERO if record is not None else None
+    joined = prev if prev is not None and prev < first.id else None
     if cursor == ZERO and chained is None:
-        pass  # History begins anew, and was announced.
+        chained = joined  # History begins anew, and was announced.
     elif chained != cursor and trimmed:
         # The last thing it has was a foreign entry, now gone; nobody counts those.
-        gap = Gap(stream, cursor, first.id, None, reason, cursor)
-        chained = record.prev if record is not None and (record.prev or ZERO) < first.id else None
+        gap = Gap(stream, cursor, first.id, None, reason, max(cursor, joined or ZERO))
+        chained = joined
     elif chained is None:
         # A foreign entry was deleted, or it went with the end of a history that was lost: nothing tells which.
         return [], None
-    elif record is not None and record.prev == chained:
+    elif prev == chained:
         pass
-    elif record is None:
+    elif record is None or prev is None:
         return _enter_foreign(stream, position, page, reason)
     else:
-        prev = record.prev or ZERO
         missed = _missed(chained, record.id, record.id.seq - 1, head)
         if chained == ZERO:
             reason = GapReason.TRIMMED
@@ -145,11 +147,11 @@ def _enter(stream: StreamName, position: Position, page: Page) -> tuple[list[Ite
             reason = head.base_reason
         elif prev < chained or missed is None:
             return [], None
-        if prev < first.id:
+        if joined is not None:
             # Before the first record there is no id but ZERO, if nothing older is left that it would bring again.
             place = ZERO if prev == ZERO and trimmed else max(cursor, prev)
             gap = Gap(stream, cursor, first.id, missed, reason, place)
-            chained = prev
+            chained = joined
         # Otherwise foreign entries come first, and the loss is behind them: the walk announces it there.
     items, moved = _walk(stream, Position(cursor, chained, proven=True), page.records, head)
     return ([gap, *items] if gap is not None else items), moved
