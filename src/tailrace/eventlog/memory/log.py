@@ -145,7 +145,7 @@ class MemoryLog:
         """Read from `at` on."""
         state = self._find(stream)
         entries = state.entries or []
-        return make_page(state, entries, entries[bisect_left(entries, at, key=id_of) :], limit)
+        return make_page(state, entries[bisect_left(entries, at, key=id_of) :], limit, own=at)
 
     async def range(
         self,
@@ -162,7 +162,7 @@ class MemoryLog:
         first = 0 if start is None else bisect_left(entries, start, key=id_of)
         last = len(entries) if end is None else bisect_right(entries, end, key=id_of)
         chosen = entries[first:last]
-        return make_page(state, entries, chosen[::-1] if reverse else chosen, limit)
+        return make_page(state, chosen[::-1] if reverse else chosen, limit)
 
     async def heads(self, streams: Sequence[StreamName]) -> Mapping[StreamName, Head]:
         """Where the streams end."""

@@ -109,9 +109,12 @@ def add(
     return records, answer
 
 
-def make_page(state: StreamMemory, entries: list[Record], chosen: list[Record], limit: int) -> Page:
-    taken, size = 0, 0
-    for record in chosen[: max(1, limit)]:
+def make_page(state: StreamMemory, chosen: list[Record], limit: int, *, own: EntryId | None = None) -> Page:
+    """A bounded page. A reader's `own` entry counts for no limit: a page of it alone would lead nowhere."""
+    entries = state.entries or []
+    taken = int(bool(chosen) and chosen[0].id == own)
+    most, size = taken + max(1, limit), 0
+    for record in chosen[taken:most]:
         if size >= PAGE_BYTES:
             break
         size += len(record.data) + ENTRY_OVERHEAD

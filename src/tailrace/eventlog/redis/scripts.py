@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -33,12 +32,19 @@ class Script(msgspec.Struct, frozen=True):
     sha: str
 
 
-@cache
-def load(name: str) -> Script:
-    """The script `lua/<name>.lua`."""
+def _read(name: str) -> Script:
     folder = files("tailrace.eventlog.redis") / "lua"
     text = (folder / "head.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
     return Script(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+# Read at import: a file must not be opened in the event loop.
+_SCRIPTS = {name: _read(name) for name in ("append", "changed", "close", "delete", "describe", "expire", "read")}
+
+
+def load(name: str) -> Script:
+    """The script `lua/<name>.lua`."""
+    return _SCRIPTS[name]
 
 
 def read_id(raw: bytes) -> EntryId:

@@ -42,7 +42,7 @@ while true do
     break
   end
   at = page[#page][1]
-  if #page >= limit + own or (#page > own and bytes + largest > budget) then
+  if #page >= limit + own or bytes >= budget then
     if #redis.call(command, KEYS[1], at, ARGV[2], 'COUNT', 2) == 2 then
       more = 1
     end
