@@ -6,6 +6,7 @@ carry the mark of this session are looked at, and ended.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -27,6 +28,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ[MARK] = f"{os.getpid()}-{uuid.uuid4().hex}"
     # Embedded servers put their sockets here; one whose owner a test kills cannot clear up after itself.
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix=f"tr-test-{os.getpid()}-", dir="/tmp")
+    atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 def marked_processes() -> list[psutil.Process]:

@@ -37,10 +37,8 @@ COMMANDS_SINCE: dict[tuple[int, int], tuple[str, ...]] = {
 }
 """Needed from a version on; older servers do not know these names, and refuse a user that has them."""
 
-CHECK_COMMANDS: tuple[str, ...] = ("INFO", "CONFIG|GET", "ACL|WHOAMI", "ACL|DRYRUN", "MEMORY|USAGE")
+CHECK_COMMANDS: tuple[str, ...] = ("INFO", "CONFIG|GET", "ACL|WHOAMI", "MULTI", "MEMORY|USAGE")
 """Only for `tailrace doctor`, the start-up checks and `tailrace info`: without them these know less, and say so."""
-
-_ACL_SINCE = {"ACL|DRYRUN": (7, 0)}
 
 
 def needed_commands(version: tuple[int, ...]) -> Iterator[str]:
@@ -61,6 +59,6 @@ def acl_rules(key_prefix: str, version: tuple[int, ...] = (7, 0), *, checks: boo
     """
     names = list(needed_commands(version))
     if checks:
-        names += [name for name in CHECK_COMMANDS if version >= _ACL_SINCE.get(name, (0,))]
+        names += CHECK_COMMANDS
     channels = ["resetchannels", f"&{key_prefix}*"] if version >= (6, 2) else []
     return ["resetkeys", f"~{key_prefix}*", *channels, "-@all", *(f"+{name.lower()}" for name in names)]

@@ -162,7 +162,8 @@ class Connection(asyncio.Protocol):
             except ReplyError as exc:
                 if exc.code == "LOADING":
                     raise LogUnavailable(f"{endpoint.label} is loading its data") from exc
-                if exc.code != "NOPERM":  # a minimal ACL user need not be allowed to PING
+                # A minimal ACL user need not be allowed to PING; with MISCONF only writes are refused, and PING.
+                if exc.code not in ("NOPERM", "MISCONF"):
                     raise LoginRefused(f"{endpoint.label} refused the connection: {exc.message}") from exc
 
     def _login_5(self, login: tuple[str, str] | None, name: str) -> list[asyncio.Future[Any]]:
