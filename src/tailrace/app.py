@@ -81,7 +81,19 @@ def create_gateway(
 
 
 async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:
-    raise ConfigError("the log on Redis is not part of this installation")
+    from tailrace.eventlog.redis.leases import RedisLeases
+    from tailrace.eventlog.redis.log import RedisLog
+
+    settings = gateway.settings
+    assert settings.redis_url is not None  # noqa: S101 - create_gateway saw to it
+    redis = RedisLog.connect(
+        settings.redis_url.get_secret_value(),
+        kinds=gateway.kinds,
+        prefix=settings.key_prefix,
+        deadline=settings.append_timeout_seconds,
+        delivery=settings.delivery,
+    )
+    return redis, RedisLeases(redis.topology, prefix=settings.key_prefix)
 
 
 def tailrace_router(gateway: Gateway) -> APIRouter:

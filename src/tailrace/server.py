@@ -379,7 +379,8 @@ def _worker(arguments: Sequence[str]) -> int:
         settings = Settings(**json.loads(pipe.read()))
 
     def started(_address: str) -> None:
-        os.write(outbox, b"1")
+        with contextlib.suppress(BrokenPipeError):  # the supervisor is gone, and its death signal on its way
+            os.write(outbox, b"1")
         os.close(outbox)
 
     from tailrace.observe import configure_logging

@@ -281,6 +281,5 @@ async def stored_ids(redis: RedisServer, key: str) -> list[tuple[EntryId, str | 
     found = []
     for id_, fields in entries:
         pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        uid = pairs.get(b"uid")
-        found.append((EntryId.parse(id_.decode()), uid.decode() if uid is not None else None))
+        found.append((EntryId.parse(id_), pairs.get("uid")))
     return found
