@@ -24,7 +24,7 @@ from tailrace.eventlog.base import Appended, StreamInfo
 if TYPE_CHECKING:
     from tailrace.client.emitting import Emitting
 
-__all__ = ["Tailrace"]
+__all__ = ["Tailrace", "open_backend", "target_of"]
 
 PUBLISH_SECONDS = 10.0
 MAX_EVENT_BYTES = 8_388_608
@@ -59,7 +59,7 @@ class Tailrace:
         url = url or os.environ.get("TAILRACE_URL")
         if not url:
             raise ConfigError("no address: give one, or set TAILRACE_URL")
-        self._backend = _backend(url, os.environ.get("TAILRACE_TOKEN") if token is None else token, key_prefix, ssl)
+        self._backend = open_backend(url, os.environ.get("TAILRACE_TOKEN") if token is None else token, key_prefix, ssl)
         self._spool = Path(spool) if spool is not None else None
         self._target = target_of(url)
         self._emitting: Emitting | None = None
@@ -297,7 +297,8 @@ def target_of(url: str) -> str:
     return f"{scheme.lower()}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
 
 
-def _backend(url: str, token: Token | None, key_prefix: str, ssl: Any) -> Backend:
+def open_backend(url: str, token: Token | None, key_prefix: str = "tailrace:", ssl: Any = None) -> Backend:
+    """The way to the log at a URL."""
     scheme = url.partition("://")[0].lower()
     if scheme in ("http", "https"):
         from tailrace.client.remote import RemoteLog

@@ -49,7 +49,7 @@ class DirectLog:
         async def open_log() -> Log:
             from tailrace.eventlog.redis.log import RedisLog
 
-            return await RedisLog.open(url, prefix=key_prefix, kinds=kinds)
+            return RedisLog.connect(url, prefix=key_prefix, kinds=kinds)
 
         return cls(open_log, kinds)
 

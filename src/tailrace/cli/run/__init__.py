@@ -1,0 +1,1 @@
+"""`tailrace exec`: any process as a run."""
