@@ -126,10 +126,8 @@ class Settings(BaseSettings):
     """First part of every Redis key; may be empty."""
     delivery: Literal["push", "xread"] = "push"
     """How new records reach this process: Pub/Sub with proof, or blocking reads."""
-    append_timeout_seconds: Seconds = 5.0
-    """Deadline of one publish; afterwards it is answered 503."""
-    read_timeout_seconds: Seconds = 5.0
-    """Deadline of one read of the log."""
+    log_timeout_seconds: Seconds = 5.0
+    """Deadline of one call to the log; a publish or a page that takes longer is answered 503."""
 
     api_prefix: str = "/api/v1"
     """Path before every route of the API; may be empty."""

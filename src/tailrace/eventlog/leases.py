@@ -101,6 +101,9 @@ class LeaseStore(Protocol):
     async def revocations(self, since: float) -> list[tuple[str, float]]:
         """Names that were revoked at or after `since` (Unix seconds), and when, oldest first."""
 
+    async def aclose(self) -> None:
+        """Give the connections back."""
+
 
 class _Taken(msgspec.Struct):
     nonce: str
@@ -234,6 +237,9 @@ class MemoryLeases:
     async def revocations(self, since: float) -> list[tuple[str, float]]:
         """See `LeaseStore`."""
         return sorted(_since(self._revoked.items(), since), key=lambda each: each[1])
+
+    async def aclose(self) -> None:
+        """See `LeaseStore`."""
 
 
 def _since(entries: Iterable[tuple[str, float]], since: float) -> list[tuple[str, float]]:

@@ -74,6 +74,7 @@ class Gateway:
         self._log = event_log
         self._hub = hub
         self._owns_log = event_log is None
+        self._owns_hub = hub is None
         self._stores = _LateLeases(leases if leases is not None or open_log is not None else MemoryLeases())
         verifier = TokenVerifier(settings) if settings.has_token_key else None
         if verifier is None and authenticate is None:
@@ -127,10 +128,11 @@ class Gateway:
         finally:
             owner.cancel()
             await asyncio.gather(owner, return_exceptions=True)
+            self._hub = None if self._owns_hub else self._hub
             if self._owns_log:
+                await self._stores.aclose()
                 await self._log.aclose()
                 self._log = None
-            self._hub = None
 
     async def drain(self, seconds: float | None = None) -> None:
         """Take no new readers and send the present ones away, in waves over the window."""
