@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -29,6 +30,12 @@ def one(findings: list[Finding], name: str) -> Finding:
     found = [finding for finding in findings if finding.check == name]
     assert found, f"no {name} in {[str(finding) for finding in findings]}"
     return found[0]
+
+
+def is_loading(server: RedisServer) -> bool:
+    with contextlib.suppress(OSError):
+        return "LOADING" in str(server.cli_sync("PING"))
+    return False
 
 
 async def facts_of(server: RedisServer) -> Facts:
@@ -146,7 +153,7 @@ async def test_server_that_is_loading_is_temporary(start_redis: StartRedis) -> N
     await server.kill()
     server.configure({"key-load-delay": "50000", "loading-process-events-interval-bytes": "1024"})
     await server.start(wait=False)
-    await eventually(server.socket.exists)
+    await eventually(lambda: is_loading(server))
 
     findings = await run_checks(server.url)
 
