@@ -90,7 +90,7 @@ async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:
         settings.redis_url.get_secret_value(),
         kinds=gateway.kinds,
         prefix=settings.key_prefix,
-        deadline=settings.append_timeout_seconds,
+        deadline=settings.log_timeout_seconds,
         delivery=settings.delivery,
     )
     return redis, RedisLeases(redis.topology, prefix=settings.key_prefix)
