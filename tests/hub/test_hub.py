@@ -10,14 +10,14 @@ import pytest
 
 from tailrace.codes import CloseCode
 from tailrace.core.cursor import Since, Special
-from tailrace.core.event import GapReason, StreamState
+from tailrace.core.event import Event, GapReason, StreamState
 from tailrace.core.ids import ZERO
 from tailrace.core.kinds import Kinds, StreamKind
 from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.hub.block import Block, SinkClosed
-from tests.hub.support import RUN, Hubbed, events, history, hub_over
+from tests.hub.support import RUN, Collector, Hubbed, events, history, hub_over
 from tests.support.checker import assert_exactly_once, faults, ids_of
 from tests.support.wait import deadline, eventually
 
@@ -390,8 +390,6 @@ async def test_a_topic_without_readers_is_unwatched_after_a_while() -> None:
 
 
 async def test_events_published_between_opening_and_running_are_not_lost(hubbed: Hubbed) -> None:
-    from tests.hub.support import Collector
-
     sink = Collector()
     subscription = await hubbed.hub.open({USER: Special.NOW}, sink)
     await hubbed.log.inner.append(USER, events(1, 2))
@@ -399,3 +397,19 @@ async def test_events_published_between_opening_and_running_are_not_lost(hubbed:
     await sink.wait_records(2)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_lagging_reader_that_asked_for_it_is_given_the_latest_record_per_key(hubbed: Hubbed) -> None:
+    for percent in range(50):
+        await hubbed.log.inner.append(RUN, [Event("task.progress", percent, key="progress")])
+    await hubbed.append(1)
+    sink = Collector()
+    subscription = await hubbed.hub.open({RUN: Special.DEFAULT}, sink, conflate=True)
+    task = asyncio.create_task(subscription.run())
+    await eventually(lambda: subscription.live)
+    await hubbed.log.inner.append(RUN, [Event("task.progress", percent, key="progress") for percent in (98, 99)])
+    await sink.wait_records(4)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert [record.id.seq for record in sink.records] == [50, 51, 52, 53]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol
 
+from tailrace.core.conflate import conflate
 from tailrace.core.event import Item
 from tailrace.core.names import StreamName
 
@@ -58,6 +59,13 @@ class Block:
     def items(self) -> tuple[Item, ...]:
         """The items, for who wants no bytes."""
         return tuple(cell.item for cell in self.cells)
+
+    def conflated(self) -> Block:
+        """The block for a reader that lags and wants only the latest record per key; itself if nothing is left out."""
+        kept = {id(item) for item in conflate(self.items)}
+        if len(kept) == len(self.cells):
+            return self
+        return Block(self.stream, [cell for cell in self.cells if id(cell.item) in kept])
 
     def encode(self, form: Form) -> bytes:
         """The whole block as it is written, encoded on first use."""

@@ -138,11 +138,12 @@ class Hub:
             resume: where to begin in each stream.
             sink: who is given the blocks.
             stays_open: do not end when the last stream ended; others may be added.
+            conflate: while the reader lags, give it only the latest record per key.
 
         Raises:
             LogUnavailable: the log did not answer; nothing is left behind.
         """
-        subscription = Subscription(self, sink, stays_open=stays_open)
+        subscription = Subscription(self, sink, stays_open=stays_open, conflate=conflate)
         self._subscriptions[subscription] = None
         try:
             if len(resume) == 1:

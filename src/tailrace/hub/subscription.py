@@ -71,8 +71,9 @@ class Lane:
 class Subscription:
     """See the rules above. Made by `Hub.open`."""
 
-    def __init__(self, hub: Hub, sink: Sink, *, stays_open: bool = False) -> None:
+    def __init__(self, hub: Hub, sink: Sink, *, stays_open: bool = False, conflate: bool = False) -> None:
         self.sink = sink
+        self._conflate = conflate
         self.left_live = 0
         """How often a lane left the live set because the sink was full."""
         self._hub = hub
@@ -239,7 +240,8 @@ class Subscription:
 
     async def _offer(self, lane: Lane, stretch: Stretch) -> None:
         """Hand a stretch to the sink, waiting for it as long as the sink says."""
-        while not self.sink.write(stretch.block):
+        block = stretch.block.conflated() if self._conflate else stretch.block
+        while not self.sink.write(block):
             await self._until(self.sink.wait_writable())
             if self._closing is not None or self._lanes.get(lane.stream) is not lane:
                 return
@@ -293,3 +295,6 @@ class Subscription:
             self._woken = None
             if not task.done():
                 task.cancel()
+            elif not task.cancelled():
+                # Whoever cancels us in the very turn in which it failed is not to be told again by the loop.
+                task.exception()

@@ -65,7 +65,7 @@ async def open_sse(
         LogUnavailable: the log did not answer.
     """
     waiting: Sink = _Waiting()
-    subscription = await hub.open(resume, waiting)
+    subscription = await hub.open(resume, waiting, conflate=options.conflate)
     return SseResponse(hub, subscription, options, pulse, guards)
 
 
