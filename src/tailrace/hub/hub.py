@@ -131,7 +131,14 @@ class Hub:
 
     # -- readers -------------------------------------------------------------------------------------------
 
-    async def open(self, resume: Mapping[StreamName, Resume], sink: Sink, *, stays_open: bool = False) -> Subscription:
+    async def open(
+        self,
+        resume: Mapping[StreamName, Resume],
+        sink: Sink,
+        *,
+        stays_open: bool = False,
+        conflate: bool = False,
+    ) -> Subscription:
         """Make a subscription that is ready to `run`: every stream is watched and its starting position is known.
 
         Args:
