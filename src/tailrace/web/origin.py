@@ -124,8 +124,10 @@ class ClientAddress:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    text = text.strip().strip("[]")
-    if text.count(":") == 1:
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
         address = ipaddress.ip_address(text)

@@ -113,7 +113,9 @@ def refuse_stream(
     delay = max(retry_after, spread[0]) + random.uniform(0, spread[1] - spread[0] + retry_after * 0.2)
     body = frames.retry(delay) + frames.sse_refused(code, retry_after=round(delay, 3), detail=detail)
     return Response(
-        body, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        body,
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Connection": "close"},
     )
 
 
