@@ -6,21 +6,21 @@ PY := .venv/bin/python
 help: ## these lines
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
-run: ## install, then start tailrace with an embedded Redis on 127.0.0.1:$(PORT)
+run: ## install, then start tailrace with an embedded Redis on 127.0.0.1:8080 (PORT=9000 for another port)
 	@scripts/setup run
 	@exec .venv/bin/tailrace dev --port $(PORT)
 
-test: ## install what the tests need, then run everything
+test: ## install what the tests need, then run everything (ARGS="-k word" for some of it)
 	@scripts/setup dev
 	@scripts/services
-	@scripts/test
+	@scripts/test $(ARGS)
 
 check: ## format, lint, types and the fast tests
 	@scripts/setup dev
 	@$(PY) -m ruff format --check .
-	@$(PY) -m ruff check .
+	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
-	@$(PY) -m pytest -q -n 2 tests/core tests/conformance tests/test_layout.py
+	@$(PY) -m pytest -q -n 2 tests/core tests/conformance $(wildcard tests/test_*.py)
 
 bench: ## the benchmarks; RESULTS are printed with their targets
 	@scripts/setup dev

@@ -21,7 +21,7 @@ import pytest
 
 __all__ = ["MARK", "folder_prefix", "marked_processes"]
 
-MARK = "TAILRACE_TEST_SESSION"
+MARK = "TR_TEST_SESSION"
 
 # Workers of pytest-xdist are children of the session that looks, and inherit its mark.
 if "PYTEST_XDIST_WORKER" not in os.environ:
