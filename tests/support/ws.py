@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,15 +17,17 @@ from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.memory import MemoryLog
+from tailrace.transports.rawhttp import EXTENSION
 from tailrace.web.gateway import Gateway
 from tailrace.web.principal import Authorizer
 from tests.support.serving import Serving, serving
 from tests.support.tokens import SECRET, token
 from tests.support.wait import deadline
 
-__all__ = ["Gate", "Wire", "gate", "publish"]
+__all__ = ["RUN", "Gate", "Wire", "gate", "publish", "unlent"]
 
 RUN = StreamName.parse("run:1")
+_OF_THE_SERVER = ("max_frame_bytes", "max_unsent_bytes", "send_buffer_bytes")
 
 
 async def publish(log: Log, count: int, stream: str = RUN, *, size: int = 0, first: int = 1) -> list[str]:
@@ -126,15 +128,32 @@ class Gate:
 
 @asynccontextmanager
 async def gate(
-    log: Log | None = None, *, authorizer: Authorizer | None = None, server: dict[str, Any] | None = None, **given: Any
+    log: Log | None = None,
+    *,
+    authorizer: Authorizer | None = None,
+    wrap: Callable[[Any], Any] | None = None,
+    **given: Any,
 ) -> AsyncIterator[Gate]:
-    """Serve a gateway; without a log, on one in memory."""
+    """Serve a gateway; without a log, on one in memory. `wrap` puts something around the application."""
     settings = await asyncio.to_thread(lambda: Settings(**{"jwt_secret": SECRET, **given}))
     event_log: Any = log if log is not None else MemoryLog(kinds=settings.stream_kinds())
     app = create_app(settings, log=event_log, authorizer=authorizer)
     try:
-        async with serving(app, **(server or {})) as running:
+        sizes = {
+            name: given[name] for name in ("max_frame_bytes", "max_unsent_bytes", "send_buffer_bytes") if name in given
+        }
+        async with serving(wrap(app) if wrap is not None else app, **sizes) as running:
             yield Gate(running, app.state.gateway, event_log)
     finally:
         if log is None:
             await event_log.aclose()
+
+
+def unlent(app: Any) -> Any:
+    """The application as on any other server: nothing is lent."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        scope.get("extensions", {}).pop(EXTENSION, None)
+        await app(scope, receive, send)
+
+    return wrapped

@@ -1,7 +1,7 @@
 """Where the records of a WebSocket go: raw frames on a lent connection, or one `send()` per message.
 
-Both sinks take a block whole or not at all, never wait, and hold at most their limit of unsent bytes: what does not
-fit stays in the log. Replies and other words of the server (`say`) are few, come from the server's own answers to a
+Both sinks take a block whole or not at all, never wait, and take none while more than their limit is unsent: what comes
+then stays in the log. Replies and other words of the server (`say`) are few, come from the server's own answers to a
 limited number of commands, and are always taken; a client that does not even read those is stuck.
 """
 
@@ -23,6 +23,8 @@ from tailrace.transports.rawhttp import RawChannel
 
 __all__ = ["RawWsSink", "SendWsSink", "WsSink", "WsSinkOptions"]
 
+BLOCK_BYTES = 2_097_152
+"""A larger block of several records is refused: its reader comes by the log's pages, which are smaller."""
 TURN_MESSAGES = 64
 """A pump that finds its connection always writable lets the others have a turn after so many messages."""
 SAID_FACTOR = 4
@@ -103,8 +105,11 @@ class RawWsSink:
         channel = self._channel
         if channel.paused:
             return False
+        data = block.encode(self._form)
+        if len(data) > BLOCK_BYTES and len(block.cells) > 1:
+            return False
         channel.touched = True
-        channel.write(block.encode(self._form))
+        channel.write(data)
         return True
 
     def say(self, payload: bytes) -> None:
@@ -191,6 +196,7 @@ class SendWsSink:
         self._stuck_seconds = options.stuck_seconds
         self._messages: deque[bytes] = deque()
         self._unsent = 0
+        self._full = False
         self._touched = False
         self._deadline: asyncio.Timeout | None = None
         self._ended: type[SinkClosed] | type[SinkStuck] | None = None
@@ -198,12 +204,12 @@ class SendWsSink:
         self._room = asyncio.Event()
 
     def write(self, block: Block) -> bool:
-        """See `Sink`. An empty buffer takes any block: records of 1 MB have to pass too."""
-        if self._ended is not None:
+        """See `Sink`."""
+        if self._full or self._ended is not None:
             return False
         messages = [cell.frame(self._form) for cell in block.cells]
         size = sum(map(len, messages))
-        if self._unsent and self._unsent + size > self._limit:
+        if size > BLOCK_BYTES and len(messages) > 1:
             return False
         self._messages.extend(messages)
         self._put(size)
@@ -220,11 +226,12 @@ class SendWsSink:
     def _put(self, size: int) -> None:
         self._touched = True
         self._unsent += size
+        self._full = self._full or self._unsent > self._limit
         self._more.set()
 
     async def wait_writable(self) -> None:
-        """See `Sink`: half of the limit is free again, so that a slow reader is given pages, not crumbs."""
-        while self._unsent > self._limit // 2 and self._ended is None:
+        """See `Sink`."""
+        while self._full and self._ended is None:
             self._room.clear()
             await self._room.wait()
         if self._ended is not None:
@@ -273,7 +280,9 @@ class SendWsSink:
                     payload = messages.popleft()
                     await self._send({"type": "websocket.send", "text": payload.decode()})
                     self._unsent -= len(payload)
-                    if self._unsent <= self._limit // 2:
+                    if self._unsent <= self._limit // 4:
+                        # Not before most of it has left: a slow reader is given pages, not crumbs.
+                        self._full = False
                         self._room.set()
                     self._deadline.reschedule(now() + self._stuck_seconds)
             self._deadline = None
