@@ -40,7 +40,7 @@ log = logging.getLogger("tailrace.client")
 T = TypeVar("T")
 LINGER_SECONDS = 0.03
 """Entries that come this close together leave together."""
-ATTEMPT_SECONDS = 8.0
+ATTEMPT_SECONDS = 4.0
 REFUSED_TOKEN_SECONDS = 5.0
 INBOX_BYTES = 16_777_216
 

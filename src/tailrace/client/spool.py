@@ -57,7 +57,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     @classmethod
     def of(cls, stream: StreamName, event: Event) -> Entry:
         """An event to append; its data is `Json`."""
-        return cls(stream, event.type, msgspec.Raw(event.data), event.uid, event.key, event.actor)
+        return cls(str(stream), event.type, msgspec.Raw(event.data), event.uid, event.key, event.actor)
 
     @property
     def stream(self) -> StreamName:

@@ -46,7 +46,7 @@ SI_KERNEL = 128
 def epilogue(stream: StreamName, uid: str) -> list[Entry]:
     """What ends a run whose `exec` was killed: added by whoever delivers its spool."""
     lost = Event("run.lost", encode({"reason": "tailrace exec was killed"}, max_bytes=MAX_DATA_BYTES), f"{uid}-lost")
-    return [Entry.of(stream, lost), Entry(stream)]
+    return [Entry.of(stream, lost), Entry(str(stream))]
 
 
 class Recorder:
@@ -92,7 +92,7 @@ class Recorder:
         """The run ends: the last events, which fit always, and the end of the stream."""
         data = {"exit_code": code, "signal": signal_name, "seconds": round(seconds, 3), "lines": self.lines}
         last = [*self._announcement(), ("run.exited", data | {"at": _now()})]
-        entries = [*map(self._entry, last), Entry(self._stream)]
+        entries = [*map(self._entry, last), Entry(str(self._stream))]
         if isinstance(self._spool, SpoolFile):
             self._spool.finish(entries)
         else:
