@@ -19,6 +19,7 @@ import jwt
 from bench.harness import Histogram
 from bench.process import Child, Cores, Missing, build, child, private_folder
 from tailrace.eventlog.base import Log
+from tailrace.eventlog.redis.log import RedisLog
 
 __all__ = ["Audience", "Stack", "audience", "open_stack", "redis_version"]
 
@@ -174,9 +175,7 @@ async def audience(
 @asynccontextmanager
 async def open_log(url: str) -> AsyncIterator[Log]:
     """A log of this process's own."""
-    from tailrace.eventlog.redis import open_redis_log
-
-    log = await open_redis_log(url)
+    log = RedisLog.connect(url)
     try:
         yield log
     finally:

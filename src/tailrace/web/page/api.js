@@ -19,6 +19,7 @@ export class Problem extends Error {
 export class Api {
   #prefix;
   #token;
+  #connection = name(); // the same whenever this one comes back, so that it takes its own seat among a user's limit
 
   constructor(prefix, token) {
     this.#prefix = prefix;
@@ -39,7 +40,8 @@ export class Api {
 
   /** Where a native EventSource reads a stream; `cursor` null means the stream kind's own choice. */
   streamAddress(stream, cursor, minted) {
-    const query = new URLSearchParams({ stream, named: "0", format: "envelope", sse_token: minted });
+    const query = new URLSearchParams({ stream, named: "0", format: "envelope", connection: this.#connection });
+    query.set("sse_token", minted);
     if (cursor !== null) query.set("last_event_id", cursor);
     return `${this.#prefix}/events/stream?${query}`;
   }
@@ -72,6 +74,10 @@ export class Api {
     if (!answer.ok) throw await problemOf(answer);
     return answer.json();
   }
+}
+
+function name() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 async function problemOf(answer) {

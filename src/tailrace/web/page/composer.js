@@ -40,6 +40,7 @@ export class Composer {
     try {
       const id = await this.#publish(this.#type.value.trim(), data);
       this.#say("good", `stored as ${id}`);
+      this.#data.select();
     } catch (problem) {
       const code = problem.code ? `${problem.code}: ` : "";
       this.#say("bad", `${code}${problem.message}`);

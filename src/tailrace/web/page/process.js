@@ -3,23 +3,38 @@
 /**
  * What a record says about a process, or null when it says nothing about one.
  *
- * {what: "line", fd, text, marks} · {what: "started", command, facts} · {what: "exited", ok, headline, facts}
+ * {what: "line", fd, text, marks} · {what: "started", command, facts} ·
+ * {what: "exited" | "skipped", ok, headline, facts}
  */
 export function describeProcess({ type, data }) {
   if (data === null || typeof data !== "object") return null;
   if (type === "run.output") return line(data);
   if (type === "run.started") return started(data);
   if (type === "run.exited") return exited(data);
+  if (type === "run.lost") return ended(false, `lost: ${data.reason ?? "nobody knows how it ended"}`, []);
+  if (type === "run.skipped") return skipped(data);
   return null;
 }
 
 function line(data) {
   if (typeof data.text !== "string") return null;
   const marks = [];
-  if (data.partial) marks.push("no newline yet");
-  if (data.truncated) marks.push("cut off");
-  if (data.encoding && data.encoding !== "utf-8") marks.push(String(data.encoding));
-  return { what: "line", fd: data.stream === "stderr" ? "stderr" : "stdout", text: data.text, marks };
+  let { text } = data;
+  if (data.encoding === "base64") {
+    text = decoded(text);
+    marks.push("not UTF-8");
+  }
+  if (data.partial) marks.push("line goes on");
+  return { what: "line", fd: data.stream === "stderr" ? "stderr" : "stdout", text, marks };
+}
+
+/** Bytes that are no text, as well as they can be shown. */
+function decoded(base64) {
+  try {
+    return new TextDecoder().decode(Uint8Array.from(atob(base64), (char) => char.charCodeAt(0)));
+  } catch {
+    return base64;
+  }
 }
 
 function started(data) {
@@ -28,12 +43,18 @@ function started(data) {
 }
 
 function exited(data) {
-  const code = data.exit_code ?? data.code;
-  const ok = code === 0;
-  const how = data.signal ? `killed by ${data.signal}` : `exited with ${code}`;
+  const code = data.exit_code;
+  const how = data.signal ? `ended by ${data.signal}` : `exited with ${code}`;
   const took = typeof data.seconds === "number" ? ` after ${duration(data.seconds)}` : "";
-  return { what: "exited", ok, headline: how + took, facts: facts(data, ["lines"]) };
+  return ended(code === 0 && !data.signal, how + took, facts(data, ["lines"]));
 }
+
+function skipped(data) {
+  const headline = `${data.pieces ?? "some"} pieces of output were not recorded: ${data.reason ?? "no reason given"}`;
+  return { what: "skipped", ok: false, headline, facts: facts(data, ["bytes"]) };
+}
+
+const ended = (ok, headline, facts) => ({ what: "exited", ok, headline, facts });
 
 function facts(data, names) {
   return names.filter((name) => data[name] !== undefined && data[name] !== null).map((name) => [name, String(data[name])]);

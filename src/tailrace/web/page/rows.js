@@ -71,16 +71,18 @@ function factList(rows) {
 }
 
 /** A text that may be a megabyte: its beginning, and the rest when it is asked for (plain, to stay quick). */
-function longText(text, dress, className = "") {
-  const pre = el("pre", { className, tabIndex: 0 });
+function longText(text, dress) {
+  const pre = el("pre", { tabIndex: 0 });
   pre.append(...dress(text.slice(0, SHOWN)));
-  if (text.length > SHOWN) {
-    const rest = text.length - SHOWN;
-    const button = el("button", { type: "button", className: "quiet" }, `Show all, ${count(rest)} more characters`);
-    button.addEventListener("click", () => button.replaceWith(text.slice(SHOWN)));
-    pre.append(button);
-  }
+  if (text.length > SHOWN) pre.append(showAll(text.slice(SHOWN)));
   return pre;
+}
+
+function showAll(rest) {
+  const label = `Show all, ${count(rest.length)} more characters`;
+  const button = el("button", { type: "button", className: "quiet" }, label);
+  button.addEventListener("click", () => button.replaceWith(rest));
+  return button;
 }
 
 function dataText(data, indent) {
@@ -101,9 +103,15 @@ function* highlight(text) {
 }
 
 function lineRow({ record, process, style }) {
-  const dressed = (text) => parseAnsi(text, style).pieces.map(piece);
-  const text = lastRewrite(process.text);
-  const body = text.length > SHOWN ? longText(text, dressed, "text") : el("span", { className: "text" }, ...dressed(text));
+  const body = el("span", { className: "text" });
+  let room = SHOWN;
+  let rest = "";
+  for (const { text, style: dress } of parseAnsi(lastRewrite(process.text), style).pieces) {
+    if (room > 0) body.append(piece({ text: text.slice(0, room), style: dress }));
+    rest += text.slice(Math.max(0, room));
+    room -= text.length;
+  }
+  if (rest) body.append(showAll(rest));
   const marks = process.marks.map((mark) => el("span", { className: "mark" }, mark));
   const tag = process.fd === "stderr" ? el("span", { className: "fd", title: "standard error" }, "err") : null;
   return el("li", { className: `row line ${process.fd}` }, ...gutter(record), tag, body, ...marks);
@@ -127,8 +135,8 @@ function piece({ text, style }) {
 
 function processRow({ record, process }) {
   const { what, ok, facts } = process;
-  const tone = what === "started" ? "started" : ok ? "good" : "bad";
-  const sign = { started: "▶", good: "✓", bad: "✕" }[tone];
+  const tone = what === "exited" ? (ok ? "good" : "bad") : what;
+  const sign = { started: "▶", good: "✓", bad: "✕", skipped: "!" }[tone];
   const headline = what === "started" ? el("code", {}, process.command) : el("strong", {}, process.headline);
   const notes = facts.map(([name, value]) => el("span", { className: "fact" }, `${name} `, el("b", {}, value)));
   return el(
