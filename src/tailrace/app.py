@@ -164,21 +164,23 @@ def create_app(
     app.include_router(tailrace_router(gateway), prefix=settings.api_prefix)
     if settings.api_prefix:
         app.include_router(tailrace_router(gateway), include_in_schema=False)
-    _describe_security(app)
+    _describe(app)
     app.router.default = _static(settings)
     return app
 
 
-def _describe_security(app: FastAPI) -> None:
-    """Say in the OpenAPI document how requests prove themselves."""
+def _describe(app: FastAPI) -> None:
+    """Say in the OpenAPI document how requests prove themselves, and nothing that is not so."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
         document = describe()
-        document.setdefault("components", {})["securitySchemes"] = openapi.security_schemes()
+        document["components"] = {"securitySchemes": openapi.security_schemes()}
         document["security"] = [{"bearer": []}]
         for path, operations in document["paths"].items():
             for operation in operations.values():
+                # FastAPI's own answer to bad parameters; ours are problems with status 400.
+                operation["responses"].pop("422", None)
                 if "health" in operation.get("tags", ()):
                     operation["security"] = []
                 elif path.endswith(("/stream", "/poll")):
@@ -200,7 +202,9 @@ def _static(settings: Settings) -> Callable[[Scope, Receive, Send], Any]:
         path = request.url.path.removeprefix(scope.get("root_path", ""))
         response: Response | None = None
         if request.method in ("GET", "HEAD"):
-            if settings.docs_enabled and (path == "/docs" or path.startswith("/docs/")):
+            if settings.docs_enabled and path == "/docs/":
+                response = Response(status_code=307, headers={"Location": f"{scope.get('root_path', '')}/docs"})
+            elif settings.docs_enabled and (path == "/docs" or path.startswith("/docs/")):
                 response = await docs.answer(request, path.removeprefix("/docs").lstrip("/"))
             elif settings.page_enabled:
                 response = await page.answer(request, path.lstrip("/"))
