@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
-from tests.support.redis_servers import RedisServer
 
 from tailrace.core.ids import EntryId
 from tailrace.core.kinds import Kinds, StreamKind
@@ -15,6 +14,7 @@ from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.redis.log import RedisLog
+from tests.support.redis_servers import RedisServer
 
 KINDS = Kinds(
     [

@@ -6,7 +6,6 @@ import asyncio
 import time
 
 import pytest
-from tests.contract.conftest import Bench
 
 from tailrace.core.codec import minify
 from tailrace.core.event import Event, StreamState
@@ -25,6 +24,7 @@ from tailrace.errors import (
 )
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.receipt import Receipt, new_producer
+from tests.contract.conftest import Bench
 
 RUN = StreamName.parse("run:1")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.contract.conftest import Bench
-from tests.support.wait import eventually
 
 from tailrace.core.chain import advance, start
 from tailrace.core.event import Event, Gap, GapReason, StreamState
@@ -15,6 +13,8 @@ from tailrace.core.names import StreamName
 from tailrace.core.page import MISSING, Head
 from tailrace.errors import NotFound, StreamClosed
 from tailrace.eventlog.base import Log
+from tests.contract.conftest import Bench
+from tests.support.wait import eventually
 
 RUN = StreamName.parse("run:1")
 SHORT = StreamName.parse("short:1")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.contract.conftest import Bench
 
 from tailrace.core.chain import Position, advance, start
 from tailrace.core.event import Ended, Event, Gap, GapReason, Item, Record, StreamState
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
+from tests.contract.conftest import Bench
 
 RUN = StreamName.parse("run:1")
 USER = StreamName.parse("user:u")

@@ -106,7 +106,7 @@ class Publisher:
         if self._closed:
             raise AlreadyClosed("the log was closed")
         node = lane.node
-        if node is not None and node.down is not None:
+        if node is not None and node.down is not None and not lane.attempted:
             if lane.slot is None:
                 raise node.unavailable()
             lane.node = None  # another server may have taken over
@@ -171,10 +171,9 @@ class Publisher:
             self._find(lane)
             return
         if node.connection is None:
+            node.want()
             if node.down is not None:
                 self._give_up(lane, node.unavailable())
-            else:
-                node.want()
             return
         batch = lane.next_batch()
         if batch is None:
@@ -410,7 +409,9 @@ class Publisher:
     def _give_up(self, lane: Lane, error: LogUnavailable) -> None:
         """Fail what certainly was not stored; what may be waits for its deadline."""
         waiting, batch = lane.waiting, lane.batch
-        while waiting:
+        if lane.attempted and lane.slot is not None and batch is None:
+            self._loop.call_later(AGAIN_SECONDS * random.uniform(0.5, 1.5), self._start, lane)
+        while waiting and not lane.attempted:
             call = waiting.popleft()
             self._waiting_bytes -= call.size
             call.fail(error)
