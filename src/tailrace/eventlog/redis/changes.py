@@ -14,6 +14,7 @@ from tailrace.eventlog.redis.watched import Watched
 
 __all__ = ["ask_changed", "ask_tips"]
 
+_CHANGED, _TIPS = load("changed"), load("tips")  # read now: not while a loop runs
 SLICE = 500
 """Streams of one script call: about a millisecond of the server's time."""
 PIPELINE = 200
@@ -41,7 +42,7 @@ async def ask_changed(asker: Asker, streams: Sequence[Watched]) -> list[tuple[Wa
         for some in slices
     ]
     changed: list[tuple[Watched, Head]] = []
-    for some, reply in zip(slices, await _ask(asker, load("changed"), calls), strict=True):
+    for some, reply in zip(slices, await _ask(asker, _CHANGED, calls), strict=True):
         changed.extend((some[index], read_head(parts)) for index, *parts in reply)
     return changed
 
@@ -52,7 +53,7 @@ async def ask_tips(asker: Asker, streams: Sequence[Watched]) -> list[bytes]:
     Off Cluster only. Raises: as `ask_changed`.
     """
     calls: list[_Call] = [([watched.keys.events for watched in some], []) for some in _slices(streams)]
-    return [tip for reply in await _ask(asker, load("tips"), calls) for tip in reply]
+    return [tip for reply in await _ask(asker, _TIPS, calls) for tip in reply]
 
 
 def _slices(streams: Sequence[Watched]) -> list[Sequence[Watched]]:

@@ -39,7 +39,8 @@ def _read(name: str) -> Script:
 
 
 # Read at import: a file must not be opened in the event loop.
-_SCRIPTS = {name: _read(name) for name in ("append", "changed", "close", "delete", "describe", "expire", "read", "tips")}
+_NAMES = ("append", "changed", "close", "delete", "describe", "expire", "read", "tips")
+_SCRIPTS = {name: _read(name) for name in _NAMES}
 
 
 def load(name: str) -> Script:

@@ -188,7 +188,8 @@ class XreadTail:
             if self._session is None or self._session.endpoint != endpoint:
                 if task is not None:
                     task.cancel()
-                session = _Session(endpoint, self, f"{self._keys.prefix}wake:{secrets.token_hex(8)}")
+                control = f"{self._keys.prefix}wake:{secrets.token_hex(8)}"
+                session = _Session(endpoint, self, control, successor=self._session is not None)
                 task = group.create_task(session.run(), name=f"tail {endpoint.label}")
                 self._session = session
                 self._ready.set()
@@ -206,11 +207,12 @@ class XreadTail:
 class _Session:
     """The connections to one server: one for questions, and one per 1 000 streams."""
 
-    def __init__(self, endpoint: Endpoint, tail: XreadTail, control: str) -> None:
+    def __init__(self, endpoint: Endpoint, tail: XreadTail, control: str, *, successor: bool) -> None:
         self.endpoint = endpoint
         self.tail = tail
         self.asker = Asker(endpoint, self)
         self._control = control
+        self._successor = successor
         self._readers: list[_Reader] = []
         self._ring: deque[_Followed] = deque()
         self._group: asyncio.TaskGroup | None = None
@@ -230,7 +232,8 @@ class _Session:
         """Read a stream, from `at` on."""
         reader = next((one for one in self._readers if len(one.streams) < STREAMS_PER_READER), None)
         if reader is None:
-            reader = _Reader(self, f"{self._control}:{len(self._readers)}".encode())
+            control = f"{self._control}:{len(self._readers)}".encode()
+            reader = _Reader(self, control, interrupted=self._successor)
             self._readers.append(reader)
             if self._group is not None:
                 self._group.create_task(reader.run(), name=f"tail-xread {self.endpoint.label}")
@@ -291,8 +294,10 @@ class _Session:
 class _Reader:
     """One blocking XREAD."""
 
-    def __init__(self, session: _Session, control: bytes) -> None:
+    def __init__(self, session: _Session, control: bytes, *, interrupted: bool) -> None:
         self.session = session
+        self._interrupted = interrupted
+        """Whether there may be more between `at` and the end than a read should answer (rule 3)."""
         self.streams: dict[bytes, _Followed] = {}
         self._control = control
         self._control_at = b"0-0"
@@ -324,7 +329,9 @@ class _Reader:
             connection = None
             try:
                 connection = await Connection.open(endpoint, deadline=in_seconds(OPEN_SECONDS), name="tailrace-xread")
-                await self._begin_at_the_ends()
+                if self._interrupted:
+                    await self._begin_at_the_ends()
+                self._interrupted = True
                 while True:
                     await self._read(connection)
                     pause.reset()
