@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from tailrace.codes import CloseCode
@@ -144,11 +145,11 @@ class Gateway:
         """Own the workers. A defect in one ends all of them, makes health red, and is told with its name."""
         try:
             async with asyncio.TaskGroup() as group:
-                workers: dict[str, Coroutine[Any, Any, None]] = {
-                    "hub": hub.run(),
-                    "probe": self.probe.run(self.log, hub),
-                    "leases": self.connections.run(),
-                    "pulse": self.pulse.run(),
+                workers: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+                    "hub": hub.run,
+                    "probe": partial(self.probe.run, self.log, hub),
+                    "leases": self.connections.run,
+                    "pulse": self.pulse.run,
                 }
                 for name, work in workers.items():
                     group.create_task(self._named(name, work), name=name)
@@ -156,9 +157,9 @@ class Gateway:
             log.critical("a worker failed", extra={"worker": self.failed}, exc_info=True)
             self.on_crash()
 
-    async def _named(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _named(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work
+            await work()
         except Exception:
             self.failed = self.failed or name
             raise
