@@ -171,7 +171,7 @@ async def test_a_lost_connection_is_told_to_the_channel() -> None:
 
 async def test_a_client_that_does_not_read_pauses_the_channel_and_reading_resumes_it() -> None:
     app = Streaming()
-    limits = {"max_unsent_bytes": 65_536, "send_buffer_bytes": 32_768}
+    limits: dict[str, Any] = {"max_unsent_bytes": 65_536, "send_buffer_bytes": 32_768}
     async with serving(app, **limits) as server, server.client(receive_buffer=16_384) as client:
         await client.get("/")
         async with deadline():
