@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import pytest
 import pytest_asyncio
+from tests.integration.log.conftest import MakeLog, stored
 from tests.support.proxy import Proxy, StartProxy
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
@@ -17,43 +17,15 @@ from tailrace.core.event import Event
 from tailrace.core.ids import ZERO
 from tailrace.core.names import StreamName
 from tailrace.errors import LogRefused, LogTimeout, LogUnavailable, OutcomeUnknown, TailraceError
-from tailrace.eventlog.redis.log import RedisLog
 
 RUN = StreamName.parse("run:1")
 USER = StreamName.parse("user:load")
-MakeLog = Callable[..., RedisLog]
-
-
-@pytest_asyncio.fixture
-async def make_log(key_prefix: str) -> AsyncIterator[MakeLog]:
-    """Make logs that end with the test."""
-    made: list[RedisLog] = []
-
-    def make(url: str, **options: float) -> RedisLog:
-        made.append(RedisLog.connect(url, prefix=key_prefix, **options))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    await asyncio.gather(*[log.aclose() for log in made])
 
 
 @pytest_asyncio.fixture
 async def proxy(redis70: RedisServer, start_proxy: StartProxy) -> Proxy:
     """Before the shared server."""
     return await start_proxy(str(redis70.socket))
-
-
-async def stored(log: RedisLog, stream: StreamName = RUN) -> list[int]:
-    """The data of all records, which are numbers here."""
-    numbers: list[int] = []
-    cursor = ZERO
-    while True:
-        page = await log.read(stream, cursor)
-        new = [record for record in page.records if record.id > cursor]
-        numbers += [int(record.data) for record in new]
-        if not page.more:
-            return numbers
-        cursor = new[-1].id
 
 
 async def test_a_lost_reply_is_settled_by_sending_the_same_call_again(
@@ -70,7 +42,7 @@ async def test_a_lost_reply_is_settled_by_sending_the_same_call_again(
     answers = await append
 
     assert [answer.id.seq for answer in answers] == [2, 3]
-    assert await stored(direct) == [0, 1, 2]
+    assert await stored(direct, RUN) == [0, 1, 2]
 
 
 async def test_an_answer_that_never_comes_is_an_unknown_outcome_and_its_receipt_settles_it(
@@ -90,7 +62,7 @@ async def test_an_answer_that_never_comes_is_an_unknown_outcome_and_its_receipt_
 
     assert answer.id == again.id
     assert answer.id.seq == 2
-    assert await stored(direct) == [0, 1, 2]
+    assert await stored(direct, RUN) == [0, 1, 2]
 
 
 async def test_a_receipt_stays_good_while_the_log_is_away(
@@ -111,7 +83,7 @@ async def test_a_receipt_stays_good_while_the_log_is_away(
     proxy.reset_all()
     await log.retry(second.value.receipt)
 
-    assert await stored(direct) == [0, 1, 2]
+    assert await stored(direct, RUN) == [0, 1, 2]
 
 
 async def test_callers_that_left_together_each_get_their_own_part_back(
@@ -130,7 +102,7 @@ async def test_callers_that_left_together_each_get_their_own_part_back(
     answers = [await log.retry(receipt) for receipt in reversed(receipts)]
 
     assert [[one.id.seq for one in answer] for answer in answers] == [[6, 7], [4, 5], [2, 3]]
-    assert await stored(direct) == list(range(7))
+    assert await stored(direct, RUN) == list(range(7))
 
 
 async def test_the_breaker_opens_within_a_second_and_closes_again(make_log: MakeLog, proxy: Proxy) -> None:
@@ -156,7 +128,7 @@ async def test_the_breaker_opens_within_a_second_and_closes_again(make_log: Make
     await eventually(works, every=0.05)
     assert opened - started < 1.0
     assert failed_fast - opened < 0.3
-    assert await stored(log) == [2]
+    assert await stored(log, RUN) == [2]
 
 
 async def test_a_short_interruption_is_not_seen(make_log: MakeLog, proxy: Proxy) -> None:
@@ -166,7 +138,7 @@ async def test_a_short_interruption_is_not_seen(make_log: MakeLog, proxy: Proxy)
     proxy.reset_all()
     await log.append(RUN, [Event("n", 1)])
 
-    assert await stored(log) == [0, 1]
+    assert await stored(log, RUN) == [0, 1]
 
 
 async def test_nothing_that_was_not_sent_is_stored_later(make_log: MakeLog, proxy: Proxy) -> None:
@@ -184,7 +156,7 @@ async def test_nothing_that_was_not_sent_is_stored_later(make_log: MakeLog, prox
             return False
 
     await eventually(works, every=0.05)
-    assert await stored(log) == [2]
+    assert await stored(log, RUN) == [2]
 
 
 async def test_a_frozen_server_fails_new_appends_at_once_and_stores_what_it_was_sent_once(
@@ -212,7 +184,7 @@ async def test_a_frozen_server_fails_new_appends_at_once_and_stores_what_it_was_
     (answer,) = await log.retry(caught.value.receipt)
 
     assert answer.id.seq == 2
-    assert await stored(log) == [0, 1]
+    assert await stored(log, RUN) == [0, 1]
 
 
 async def test_appends_go_on_when_a_frozen_server_answers_again_in_time(
@@ -230,7 +202,7 @@ async def test_appends_go_on_when_a_frozen_server_answers_again_in_time(
 
     acknowledged = [n for n, outcome in enumerate(outcomes, 1) if isinstance(outcome, list)]
     assert 1 in acknowledged
-    assert await stored(log) == [0, *acknowledged]
+    assert await stored(log, RUN) == [0, *acknowledged]
 
 
 async def test_what_was_acknowledged_survives_kill_9_under_load_once_and_in_order(
@@ -288,7 +260,7 @@ async def test_flushed_scripts_cost_neither_order_nor_events(make_log: MakeLog, 
     await server.cli("SCRIPT", "FLUSH")
     await asyncio.gather(*batch)
 
-    assert await stored(log) == list(range(400))
+    assert await stored(log, RUN) == list(range(400))
 
 
 @pytest.mark.parametrize("version", ["5.0", "6.2", "7.0"])
@@ -304,10 +276,10 @@ async def test_a_full_server_refuses_and_stores_nothing(
         await log.append(RUN, [Event("n", 1), Event("n", 2)])
 
     assert caught.value.data["reason"] == "OOM"
-    assert await stored(log) == [0]
+    assert await stored(log, RUN) == [0]
     await server.cli("CONFIG", "SET", "maxmemory", "0")
     await log.append(RUN, [Event("n", 3)])
-    assert await stored(log) == [0, 3]
+    assert await stored(log, RUN) == [0, 3]
 
 
 REPLICA = ("REPLICAOF", "127.0.0.1", "1")
@@ -337,7 +309,7 @@ async def test_a_server_that_cannot_write_refuses_and_stores_nothing(
         await log.append(RUN, [Event("n", 1)])
 
     assert caught.value.data["reason"] == reason
-    assert await stored(log) == [0]
+    assert await stored(log, RUN) == [0]
 
 
 async def test_a_server_that_loads_its_data_is_waited_for(make_log: MakeLog, start_redis: StartRedis) -> None:
@@ -356,7 +328,7 @@ async def test_a_server_that_loads_its_data_is_waited_for(make_log: MakeLog, sta
             return False
 
     await eventually(works, timeout=10, every=0.05)
-    assert await stored(log) == [0, 1]
+    assert await stored(log, RUN) == [0, 1]
 
 
 async def test_too_much_that_waits_is_refused_at_once(

@@ -220,10 +220,7 @@ class Publisher:
         future = connection.send(
             command,
             script,
-            3,
-            keys.events,
-            keys.meta,
-            keys.uids,
+            *((3, keys.events, keys.meta, keys.uids) if batch.uids else (2, keys.events, keys.meta)),
             batch.pid,
             batch.n,
             1 if batch.maybe_sent else 0,
@@ -307,7 +304,8 @@ class Publisher:
     def _settle(self, lane: Lane, batch: Batch, reply: list[Any]) -> None:
         status = reply[0]
         if status == b"ok" or status == b"dup":
-            answer = read_appended(reply, batch.count, duplicate=False)
+            # Only who asks for a call again is told that it was stored before; our own second try is no duplicate.
+            answer = read_appended(reply, batch.count, duplicate=lane.attempted and status == b"dup")
             at = 0
             for call in batch.calls:
                 end = at + len(call.events)

@@ -1,6 +1,6 @@
 -- Append one numbered call of one producer to one stream: all of it or nothing.
 --
--- KEYS   1 events  2 meta  3 uids (used only by events with a uid)
+-- KEYS   1 events  2 meta  3 uids: only when some event has a uid
 -- ARGV   1 producer id  2 its call number n, from 1  3 "1": this call may have been sent before
 --        4 expected seq of the head, or ""  5 owner's epoch, or ""  6 "1": close the stream
 --        7 MAXLEN  8 hard cap: entries kept for a slow group at most  9 age limit in ms, or ""
@@ -19,8 +19,11 @@
 -- 2. A number once answered is answered again: the check for a repeated call comes before all others.
 -- 3. Numbers are doubles here: exact up to 2^53. Ids beyond that are nobody's clock and are refused, never computed with.
 -- 4. ARGV are strings: compare with "1".
+-- 5. A key that is not there makes Cluster put a script off while its slot moves (TRYAGAIN), so `uids` is not declared by
+--    calls that have no uid. They still try to keep its life in step; where that fails, its `@` tells that it is old.
 
-local events, meta, uids = KEYS[1], KEYS[2], KEYS[3]
+local events, meta = KEYS[1], KEYS[2]
+local uids = KEYS[3] or string.sub(meta, 1, -5) .. 'uids'
 local pid, n = ARGV[1], tonumber(ARGV[2])
 local count, with_uids = tonumber(ARGV[15]), ARGV[16] == '1'
 local FIRST = 17
@@ -157,9 +160,12 @@ local ids, uid_next = false, 0
 if with_uids then
   ids = {}
   local mine = {}
+  local ring = redis.call('HMGET', uids, '#', '@')
+  local current = not fresh and ring[2] == text(incarnation)
+  uid_next = current and tonumber(ring[1]) or 0
   local refused = each(function(i, shape, kind, data, uid, hash)
     if uid ~= '' then
-      local known = mine[uid] or (not fresh and redis.call('HGET', uids, '=' .. uid))
+      local known = mine[uid] or (current and redis.call('HGET', uids, '=' .. uid))
       if not known then
         mine[uid] = hash .. ' ' .. i
       elseif string.sub(known, 1, #hash + 1) ~= hash .. ' ' then
@@ -172,7 +178,6 @@ if with_uids then
   if refused then
     return refused
   end
-  uid_next = fresh and 0 or tonumber(redis.call('HGET', uids, '#') or '0')
 end
 
 -- 4. Write. Nothing before this line has changed anything.
@@ -295,9 +300,10 @@ local function set(name, value)
 end
 local life = false
 if fresh then
-  redis.call('DEL', uids)
+  redis.pcall('DEL', uids)
   redis.call('HDEL', meta, 'exp', 'base', 'why', 'hole')
-  set('inc', text(incarnation + 1))
+  incarnation = incarnation + 1
+  set('inc', text(incarnation))
   if base then
     set('base', base)
     set('why', why)
@@ -348,6 +354,9 @@ end
 set('p:' .. pid, ARGV[2] .. ' ' .. (first_id or prev) .. ' ' .. prev .. ' ' .. time_text)
 redis.call(unpack(fields))
 
+if #uid_writes > 0 and uid_next == 0 then
+  redis.call('DEL', uids)
+end
 for i = 1, #uid_writes do
   local slot = '#' .. (uid_next % UIDS)
   local old = uid_next >= UIDS and redis.call('HGET', uids, slot)
@@ -358,7 +367,7 @@ for i = 1, #uid_writes do
   uid_next = uid_next + 1
 end
 if #uid_writes > 0 then
-  redis.call('HSET', uids, '#', uid_next)
+  redis.call('HSET', uids, '#', uid_next, '@', text(incarnation))
 end
 
 local exp = life and text(now + life) or (not fresh and m[4])
@@ -367,7 +376,7 @@ if life then
   redis.call('PEXPIREAT', meta, text(tonumber(exp) + tonumber(ARGV[12])))
 end
 if exp and (life or #uid_writes > 0) then
-  redis.call('PEXPIREAT', uids, exp)
+  redis.pcall('PEXPIREAT', uids, exp)
 end
 
 -- 5. Retention. Group positions (`hold`) are respected up to the hard cap.
