@@ -78,6 +78,8 @@ class Lease:
         self.transport = transport
         self.on_denied: Callable[[StreamName], None] | None = None
         """Called with a stream that may not be read any more; None: the whole connection ends with FORBIDDEN."""
+        self.on_forgotten: Callable[[], None] = _nothing
+        """Called when the response never began, to give back what waits for it."""
         self.ended: CloseCode | None = None
         self.started = False
         self._connections = connections
@@ -225,22 +227,17 @@ class Connections:
         try:
             admission = await self._store.admit(seat, limit=limit, evict=evict)
         except LogError:
-            admission = self._decide_alone(seat, limit, evict)
+            admission = self._decide_alone(seat, limit)
         if admission.verdict is Verdict.REFUSED:
             raise RateLimited("too many connections", retry_after=10.0, limit=limit, limit_of=seat.group[:1])
         if admission.verdict is Verdict.BARRED:
             raise Barred("a newer connection took this one's place")
         self._end(admission.evicted, CloseCode.REPLACED)
 
-    def _decide_alone(self, seat: Seat, limit: int, evict: bool) -> Admission:
-        here = [
-            lease
-            for lease in self._leases.values()
-            if lease.ended is None and any(each.group == seat.group for each in lease.seats)
-        ]
-        if len(here) < limit:
-            return Admission(Verdict.ADMITTED)
-        return Admission(Verdict.ADMITTED, (here[0].nonce,)) if evict else Admission(Verdict.REFUSED)
+    def _decide_alone(self, seat: Seat, limit: int) -> Admission:
+        """Nobody has to go while it is not known who is where."""
+        here = sum(any(each.group == seat.group for each in lease.seats) for lease in self._leases.values())
+        return Admission(Verdict.ADMITTED if here < limit else Verdict.REFUSED)
 
     def _end(self, nonces: Iterable[str], code: CloseCode) -> None:
         for nonce in nonces:
@@ -300,6 +297,7 @@ class Connections:
             unknown = error
         for lease in list(self._leases.values()):
             if lease.forgotten:
+                lease.on_forgotten()
                 lease.release()
             elif lease.ended is None:
                 await self._check_grants(lease)
@@ -333,24 +331,32 @@ class Connections:
                 lease.end(CloseCode.FORBIDDEN)
 
     async def _refresh(self) -> None:
-        leases = [lease for lease in self._leases.values() if lease.ended is None]
-        seats = [(lease, seat) for lease in leases for seat in lease.seats]
+        for part in _chunks([lease for lease in self._leases.values() if lease.ended is None]):
+            # Those that left meanwhile are not asked for: their seats would be taken again.
+            held = [(lease, seat) for lease in part for seat in lease.seats if lease.nonce in self._leases]
+            for (lease, _), kept in zip(held, await self._store.refresh([seat for _, seat in held]), strict=True):
+                if not kept:
+                    lease.end(CloseCode.REPLACED)
+            gone = [seat for lease, seat in held if lease.nonce not in self._leases]
+            if gone:
+                self._give_back(gone)
+            await self._refresh_tokens([lease for lease in part if lease.nonce in self._leases])
+
+    async def _refresh_tokens(self, leases: list[Lease]) -> None:
         holds = [(lease, hold) for lease in leases if (hold := lease.hold) is not None]
-        for part in _chunks(seats):
-            for (lease, _), kept in zip(part, await self._store.refresh([seat for _, seat in part]), strict=True):
-                if not kept:
-                    lease.end(CloseCode.REPLACED)
-        for held in _chunks(holds):
-            answers = await self._store.refresh_tokens(
-                [hold for _, hold in held], self._settings.sse_token_kept_seconds
-            )
-            for (lease, _), kept in zip(held, answers, strict=True):
-                if not kept:
-                    lease.end(CloseCode.REPLACED)
+        kept_seconds = self._settings.sse_token_kept_seconds
+        answers = await self._store.refresh_tokens([hold for _, hold in holds], kept_seconds)
+        for (lease, _), kept in zip(holds, answers, strict=True):
+            if not kept:
+                lease.end(CloseCode.REPLACED)
 
 
 def _chunks(entries: list[T]) -> Iterable[list[T]]:
     return (entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK))
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _briefly(call: Callable[[list[T]], object], values: list[T]) -> None:

@@ -125,6 +125,7 @@ async def _open(
         response.discard()
         lease.release()
         return Response(status_code=204)
+    lease.on_forgotten = response.discard
     return _LeasedResponse(gateway, lease, response)
 
 

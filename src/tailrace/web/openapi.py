@@ -134,6 +134,7 @@ SSE_PARAMETERS = [
     CURSOR,
     parameter("format", "How records are given.", {"type": "string", "enum": ["envelope", "raw"]}),
     parameter("named", "`0`: records without `event:`, for `onmessage`.", {"type": "string", "enum": ["0", "1"]}),
+    parameter("conflate", "`1`: while lagging, only the latest per `key`.", {"type": "string", "enum": ["0", "1"]}),
     parameter("connection", "The client's own name for this connection, kept over reconnects."),
     parameter("sse_token", "A short token, for clients that cannot send headers."),
 ]
