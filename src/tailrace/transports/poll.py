@@ -214,7 +214,10 @@ async def _first(change: Coroutine[Any, Any, Any], others: Sequence[asyncio.Futu
 
 def _answer(hub: Hub, subscription: Subscription, sink: PollSink, running: asyncio.Future[CloseCode]) -> PollAnswer:
     closed: CloseCode | None = None
-    if not sink.full and running.done():
+    whole = not sink.full
+    # Until its task has ended the subscription may write on; the page is what its cursor says.
+    sink.full = True
+    if whole and running.done():
         error = running.exception()
         if error is not None and not isinstance(error, SinkClosed):
             raise error

@@ -12,9 +12,12 @@ import httpx
 import pytest
 
 from tailrace.codes import CloseCode
+from tailrace.core.ids import ZERO
+from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.eventlog.memory import MemoryLog
-from tailrace.transports.poll import PollAnswer
+from tailrace.hub.hub import Hub
+from tailrace.transports.poll import PollAnswer, PollOptions, PollSink, _answer
 from tailrace.web.principal import Action, GrantAuthorizer, Principal
 from tests.support.tokens import token
 from tests.support.wait import deadline, eventually
@@ -29,15 +32,16 @@ async def running() -> AsyncIterator[Gate]:
         yield made
 
 
-async def ask(running: Gate, *streams: str, jwt: str = JWT, **query: object) -> httpx.Response:
+async def ask(running: Gate, *streams: str, jwt: str = JWT, **query: Any) -> httpx.Response:
     """One poll."""
-    parameters = [("stream", stream) for stream in streams] + [(name, str(value)) for name, value in query.items()]
+    parameters: list[tuple[str, Any]] = [("stream", stream) for stream in streams]
+    parameters += [(name, str(value)) for name, value in query.items()]
     address = f"{running.server.url}/api/v1/events/poll"
     async with httpx.AsyncClient(timeout=20.0, verify=False) as client:
         return await client.get(address, params=parameters, headers={"Authorization": f"Bearer {jwt}"})
 
 
-async def poll(running: Gate, *streams: str, **query: object) -> Any:
+async def poll(running: Gate, *streams: str, **query: Any) -> Any:
     """One poll that is answered."""
     response = await ask(running, *(streams or (RUN,)), **query)
     assert response.status_code == 200, response.text
@@ -135,7 +139,8 @@ async def test_a_page_is_bounded_in_bytes_and_holds_at_least_one_record(running:
     async with gate(max_page_bytes=1_000_000) as small:
         await publish(small.log, 10, size=300_000)
         await publish(small.log, 1, size=1_040_000, first=11)
-        cursor, sizes, seen = "0", [], []
+        cursor, sizes = "0", []
+        seen: list[int] = []
         while len(seen) < 11:
             answer = await poll(small, cursor=cursor)
             cursor = answer["cursor"]
@@ -359,3 +364,26 @@ def test_an_answer_is_json() -> None:
         "ended": [],
         "closed": {"control": "closed", "code": 4507, "reason": "ENDED"},
     }
+
+
+async def test_what_comes_after_the_answer_was_made_is_for_the_next_poll() -> None:
+    log = MemoryLog()
+    hub = Hub(log, Kinds())
+    working = asyncio.create_task(hub.run())
+    await hub.wait_running()
+    ids = await publish(log, 1)
+    sink = PollSink(PollOptions())
+    subscription = await hub.open({RUN: ZERO}, sink)
+    sink.cursors = dict(subscription.cursors)
+    running = asyncio.ensure_future(subscription.run())
+    await eventually(lambda: subscription.live and sink.has_news)
+
+    answer = _answer(hub, subscription, sink, running)
+    await publish(log, 1, first=2)
+    await eventually(lambda: subscription.heads[RUN].seq == 2)
+
+    assert (numbers(json.loads(answer.encode())), answer.cursor) == ([1], ids[0])
+    for task in (running, working):
+        task.cancel()
+    await asyncio.gather(running, working, return_exceptions=True)
+    await log.aclose()
