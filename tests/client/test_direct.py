@@ -1,0 +1,83 @@
+"""The client on a log object, and straight on Redis: the same promises without a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tailrace.client.client import Tailrace
+from tailrace.core.event import Ended, Event, Gap, Record
+from tailrace.core.kinds import StreamKind
+from tailrace.errors import NotFound
+from tailrace.testing import memory_log, memory_tailrace, take
+from tests.support.redis_servers import RedisServer
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[Tailrace]:
+    if request.param == "memory":
+        made = memory_tailrace()
+    else:
+        server: RedisServer = request.getfixturevalue("redis70")
+        made = Tailrace(server.url, key_prefix=request.getfixturevalue("key_prefix"))
+    async with made:
+        yield made
+
+
+async def test_records_come_in_order_live_and_from_history(client: Tailrace) -> None:
+    await client.publish_many("run:1", [Event("note", n) for n in range(3)])
+    subscription = client.subscribe("run:1")
+    first = await take(subscription, 3)
+    waiting = asyncio.ensure_future(take(subscription, 3))
+    await client.publish_many("run:1", [Event("note", n) for n in range(3, 5)])
+    await client.close_stream("run:1")
+
+    items = first + await waiting
+
+    assert [int(item.data) for item in items if isinstance(item, Record)] == [0, 1, 2, 3, 4]
+    assert isinstance(items[-1], Ended)
+    assert await anext(subscription, None) is None
+    assert len(await client.history("run:1", reverse=True, limit=2).records()) == 2
+
+
+async def test_a_reader_that_takes_its_time_gets_everything(client: Tailrace) -> None:
+    subscription = client.subscribe("run:1")
+    begun = asyncio.ensure_future(take(subscription, 1))
+    for n in range(30):
+        await client.publish("run:1", "note", {"n": n, "fill": "x" * 50_000})
+    await client.close_stream("run:1")
+
+    items = await begun + [item async for item in subscription]
+
+    assert len([item for item in items if isinstance(item, Record)]) == 30
+    assert not [item for item in items if isinstance(item, Gap)]
+
+
+async def test_emit_and_uid_and_info(client: Tailrace) -> None:
+    client.emit("run:1", "note", 1)
+    assert await client.flush(5)
+    first = await client.publish("run:1", "note", 2, uid="u")
+    again = await client.publish("run:1", "note", 2, uid="u")
+
+    assert (again.id, again.duplicate) == (first.id, True)
+    assert (await client.info("run:1")).length == 2
+    assert await client.delete("run:1")
+    with pytest.raises(NotFound):
+        await client.info("run:none")
+
+
+async def test_clients_of_one_log_in_memory_see_each_other() -> None:
+    log = memory_log([StreamKind(name="job")])
+    async with memory_tailrace(log) as writer, memory_tailrace(log) as reader:
+        await writer.publish("job:1", "note", 1)
+        assert len(await take(reader.subscribe("job:1"), 1)) == 1
+    await log.aclose()
+
+
+async def test_take_says_what_came_when_too_little_came() -> None:
+    async with memory_tailrace() as client:
+        await client.publish("run:1", "note", 1)
+        with pytest.raises(AssertionError, match="1 of 2 items"):
+            await take(client.subscribe("run:1"), 2, timeout_seconds=0.1)

@@ -1,0 +1,115 @@
+"""Fire and forget: in order, once, whatever happens to the server in between."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tailrace.client.client import Tailrace
+from tailrace.client.direct import DirectLog
+from tailrace.core.event import Record
+from tailrace.errors import WouldBlock
+from tailrace.eventlog.memory import MemoryLog
+from tests.support.faulty import FaultyProxy, faulty_proxy
+from tests.support.gateways import gateway_on, mint
+from tests.support.wait import eventually
+
+
+@pytest.fixture
+async def log() -> AsyncIterator[MemoryLog]:
+    made = MemoryLog()
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def proxy(log: MemoryLog) -> AsyncIterator[FaultyProxy]:
+    async with gateway_on(log) as (server, _), faulty_proxy(server.port) as made:
+        yield made
+
+
+async def stored(log: MemoryLog, stream: str = "run:1") -> list[int]:
+    client = Tailrace.on(DirectLog.on(log))
+    records = [item async for item in client.history(stream) if isinstance(item, Record)]
+    await client.aclose()
+    return [int(record.data) for record in records]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_emitted_events_come_in_order_and_once_over_an_outage(
+    log: MemoryLog, proxy: FaultyProxy, tmp_path: Path, on_disk: bool
+) -> None:
+    async with Tailrace(proxy.url, token=mint(), spool=tmp_path if on_disk else None) as client:
+        client.emit("run:1", "note", 0)
+        assert await client.flush(5)
+        proxy.refusing = True
+        proxy.cut()
+        for n in range(1, 300):
+            client.emit("run:1", "note", n)
+        assert not await client.flush(0.2)
+        proxy.lose_replies = 1
+        proxy.refusing = False
+        assert await client.flush(20)
+
+        assert await stored(log) == list(range(300))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_a_client_left_in_its_folder_is_delivered_by_the_next_one(
+    log: MemoryLog, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    proxy.refusing = True
+    client = Tailrace(proxy.url, token=mint(), spool=tmp_path)
+    for n in range(10):
+        client.emit("run:1", "note", n)
+    assert not await client.flush(0.3)
+    await client.aclose(flush_seconds=0)
+    assert len(list(tmp_path.iterdir())) == 1
+
+    proxy.refusing = False
+    async with Tailrace(proxy.url, token=mint(), spool=tmp_path) as following:
+        following.emit("run:1", "note", 10)
+
+        async def all_there() -> bool:
+            return sorted(await stored(log)) == list(range(11))
+
+        await eventually(all_there, 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_event_that_is_refused_does_not_hold_up_the_others(
+    log: MemoryLog, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Tailrace(proxy.url, token=mint()) as client:
+        for n in range(5):
+            client.emit("run:1", "note", n)
+        client.emit("run:1", "note", "x" * 1_100_000)
+        for n in range(5, 10):
+            client.emit("run:1", "note", n)
+        assert await client.flush(10)
+
+        assert await stored(log) == list(range(10))
+    assert "refused" in caplog.text
+
+
+async def test_a_full_inbox_says_so_at_once(proxy: FaultyProxy) -> None:
+    proxy.refusing = True
+    async with Tailrace(proxy.url, token=mint()) as client:
+        for _ in range(16):
+            client.emit("run:1", "note", "x" * 1_000_000)
+
+        with pytest.raises(WouldBlock):
+            client.emit("run:1", "note", "x" * 1_000_000)
+        await client.aclose(flush_seconds=0)
+
+
+async def test_streams_keep_their_order_beside_each_other(log: MemoryLog, proxy: FaultyProxy) -> None:
+    async with Tailrace(proxy.url, token=mint()) as client:
+        for n in range(100):
+            client.emit(f"run:{n % 3}", "note", n)
+        assert await client.flush(10)
+
+    for which in range(3):
+        assert await stored(log, f"run:{which}") == list(range(which, 100, 3))
