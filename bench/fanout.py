@@ -56,6 +56,7 @@ async def run(options: argparse.Namespace) -> Report:
                 nchan.contender(rig.paced, options.clients, first, others)
             )
         say(f"fanout: {options.clients} clients, {options.rate} records/s, {', '.join(contenders)} in turns")
+        await rig.rest()
         paced = await interleave(contenders, options.rounds)
         say(f"fanout: bursts of {options.burst} records")
         burst = await interleave({"gateway": rig.gateway_burst, "C loop": rig.loop_burst}, max(1, options.rounds // 2))
@@ -83,6 +84,9 @@ class Rig:
         self.delivery_bytes = delivery_bytes
         self.delays = Histogram()
         self.lost = 0
+        self.idle = 0.0
+        """Share of a core that the gateway takes when nothing is published."""
+        self._audience_cpu = 0.0
         self._log = log
         self._audience = heard_by
         self._loop = loop
@@ -92,6 +96,12 @@ class Rig:
     def paced(self) -> tuple[int, int]:
         """Records of a round, and how many a second."""
         return self.options.records, self.options.rate
+
+    async def rest(self, seconds: float = 2.0) -> None:
+        """Measure the gateway while nothing happens."""
+        before = cpu_seconds(self.stack.gateway.pid)
+        await asyncio.sleep(seconds)
+        self.idle = (cpu_seconds(self.stack.gateway.pid) - before) / seconds
 
     async def gateway_paced(self) -> Sample:
         """One record at a time, at a pace."""
@@ -113,11 +123,14 @@ class Rig:
         cpu, deliveries = cpu_seconds(pid) - before, records * self.options.clients
         self.lost += deliveries - heard.events + heard.missing + heard.duplicate
         elapsed = time.monotonic() - began
+        audience_cpu, self._audience_cpu = heard.cpu - self._audience_cpu, heard.cpu
         return {
             "us": cpu / deliveries * 1e6,
+            "us_a_write": cpu / max(1, heard.chunks) * 1e6,
+            "records_a_write": heard.events / max(1, heard.chunks),
             "core": cpu / elapsed,
+            "audience_core": audience_cpu / elapsed,
             "per_second": heard.events / elapsed,
-            "records_per_read": heard.events / max(1, heard.reads),
         }, heard
 
     async def _pace(self, records: int) -> None:
@@ -146,7 +159,7 @@ class Rig:
         heard = await self._loop_audience.heard(120)
         if heard.events != records * self.options.clients:
             raise RuntimeError(f"the C loop lost events: {heard.events}")
-        return {"us": cpu / heard.events * 1e6}
+        return {"us": cpu / heard.events * 1e6, "us_a_write": cpu / heard.events * 1e6}
 
 
 class Loop:
@@ -209,14 +222,17 @@ def _report(
     measures = [
         Measure("gateway CPU per delivery", median(paced["gateway"], "us"), "µs"),
         Measure("C write loop, the same bytes", median(paced["C loop"], "us"), "µs"),
-        Measure("gateway / C loop", ratio(paced, "gateway", "C loop", "us"), "x", at_most=1.6),
+        Measure("gateway / C loop, per write", ratio(paced, "gateway", "C loop", "us_a_write"), "x", at_most=1.6),
+        Measure("records a write", median(paced["gateway"], "records_a_write"), note="1 unless the machine is busy"),
     ]
     if "Nchan" in paced:
         measures += [
             Measure("Nchan CPU per delivery", median(paced["Nchan"], "us"), "µs"),
-            Measure("gateway / Nchan", ratio(paced, "gateway", "Nchan", "us"), "x", at_most=1.0),
+            Measure("gateway / Nchan, per write", ratio(paced, "gateway", "Nchan", "us_a_write"), "x", at_most=1.0),
         ]
     measures += [
+        Measure("gateway at rest", rig.idle * 100, "% of a core", note=f"{options.clients} clients connected"),
+        Measure("the audience's own CPU", median(paced["gateway"], "audience_core") * 100, "% of a core"),
         Measure("burst: gateway CPU per record and client", median(burst["gateway"], "us"), "µs"),
         Measure("burst: gateway / C loop, per record", ratio(burst, "gateway", "C loop", "us"), "x", at_most=1.0),
         Measure("burst: deliveries", median(burst["gateway"], "per_second"), "/s"),

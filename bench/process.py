@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Child", "Missing", "build", "child", "cores", "cpu_seconds", "private_folder"]
+__all__ = ["Child", "Missing", "build", "child", "cores", "cpu_seconds", "pinned", "private_folder"]
 
 FOLDER = Path(__file__).parent
 Cores: TypeAlias = "set[int] | None"
@@ -28,6 +28,17 @@ def cores() -> tuple[Cores, Cores]:
     """One core for what is measured, the others for everything else; (None, None) on a single core."""
     mine = sorted(os.sched_getaffinity(0))
     return ({mine[0]}, set(mine[1:])) if len(mine) > 1 else (None, None)
+
+
+@contextmanager
+def pinned(on: Cores) -> Iterator[None]:
+    """Keep this process on some cores for a while."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, on or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def build(name: str) -> Path:

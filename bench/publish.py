@@ -12,7 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, say
-from bench.process import cores, cpu_seconds
+from bench.process import cores, cpu_seconds, pinned
 from bench.stack import Stack, open_log, open_stack, redis_version
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
@@ -46,11 +46,12 @@ async def run(options: argparse.Namespace) -> Report:
         Missing: no Redis.
     """
     started = time.monotonic()
-    _, others = cores()
+    first, others = cores()
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(open_stack(gateway_on=others, others_on=others))
         log = await stack.enter_async_context(open_log(served.redis_url))
         http = stack.enter_context(closing(Connections(served)))
+        stack.enter_context(pinned(first))  # the publisher is what is measured
         bench = Bench(options, served, log, http)
         say(f"publish: awaited at {options.rate}/s, then {options.events} concurrent, then over HTTP, in turns")
         contenders = {

@@ -6,6 +6,7 @@
  * duplicate. MODE "count": events are counted only. Commands on stdin:
  *   expect EVENTS SECONDS   wait until every connection has EVENTS more; prints one line of JSON
  *   end
+ * A line that is only a carriage return ends an HTTP chunk: their number is how many writes the server made of it.
  * A member `"t":<CLOCK_MONOTONIC ns>` in the data gives the delay of the delivery, kept in buckets of 5 %.
  */
 #define _GNU_SOURCE
@@ -28,12 +29,12 @@ struct reader {
     int fd;
     unsigned long seq, events;
     int split;         /* bytes of the line in progress that were kept */
-    int ready, middle; /* answered; in a line longer than PREFIX */
+    int ready; /* was answered */
     char kept[PREFIX];
 };
 static struct reader *readers;
 static int connections, chain, ready_count, closed_count;
-static unsigned long events, missing, duplicate, buckets[BUCKETS], reads;
+static unsigned long events, missing, duplicate, buckets[BUCKETS], reads, chunks;
 static char buffer[1 << 18], request[65536];
 
 static void die(const char *what) {
@@ -58,7 +59,9 @@ static void delay(const char *line, size_t length) {
 static void check_id(struct reader *reader, const char *line, size_t length) {
     const char *dash = memchr(line, '-', length);
     if (!dash) return;
-    unsigned long seq = strtoul(dash + 1, NULL, 10), next = reader->seq + 1;
+    unsigned long seq = 0, next = reader->seq + 1;
+    for (const char *digit = dash + 1; digit < line + length && *digit >= '0' && *digit <= '9'; digit++)
+        seq = seq * 10 + (*digit - '0');
     if (seq > next && reader->seq) missing += seq - next;
     if (seq < next && reader->events) duplicate++;
     reader->seq = seq;
@@ -66,7 +69,14 @@ static void check_id(struct reader *reader, const char *line, size_t length) {
 
 /* A line without its line feed. Chunk headers are lines of their own, and mean nothing here. */
 static void take_line(struct reader *reader, const char *line, size_t length) {
-    if (length > 4 && !memcmp(line, "id: ", 4)) {
+    if (!length) return;
+    if (!reader->ready && (line[0] == ':' || !memcmp(line, "event: stream.open", length < 18 ? length : 18))) {
+        reader->ready = 1;
+        ready_count++;
+    }
+    if (length == 1 && line[0] == '\r') {
+        chunks++;
+    } else if (length > 4 && !memcmp(line, "id: ", 4)) {
         if (chain) check_id(reader, line, length);
     } else if (length > 6 && !memcmp(line, "data: ", 6)) {
         if (memmem(line, length < 40 ? length : 40, "\"control\"", 9)) return;
@@ -77,10 +87,6 @@ static void take_line(struct reader *reader, const char *line, size_t length) {
 }
 
 static void take(struct reader *reader, char *bytes, size_t left) {
-    if (!reader->ready && (memmem(bytes, left, "\n:", 2) || memmem(bytes, left, "stream.open", 11))) {
-        reader->ready = 1;
-        ready_count++;
-    }
     while (left) {
         char *end = memchr(bytes, '\n', left);
         size_t length = end ? (size_t)(end - bytes) : left;
@@ -129,8 +135,8 @@ static double seconds_of(struct timeval time) { return time.tv_sec + time.tv_use
 static void report(double seconds) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"reads\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,"
-           "\"buckets\":[", events, missing, duplicate, closed_count, reads, seconds,
+    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"reads\":%lu,\"chunks\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,"
+           "\"buckets\":[", events, missing, duplicate, closed_count, reads, chunks, seconds,
            seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime));
     int last = BUCKETS;
     while (last > 0 && !buckets[last - 1]) last--;
@@ -140,7 +146,7 @@ static void report(double seconds) {
 
 static void expect(int poller, unsigned long each, double seconds) {
     long long from = now_ns();
-    events = missing = duplicate = reads = 0;
+    events = missing = duplicate = reads = chunks = 0;
     memset(buckets, 0, sizeof buckets);
     while (events < each * connections && (now_ns() - from) / 1e9 < seconds && closed_count < connections) turn(poller);
     long long end = now_ns();

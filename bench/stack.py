@@ -143,6 +143,8 @@ class Heard:
     duplicate: int
     closed: int
     reads: int
+    chunks: int
+    """HTTP chunks: as many writes the server made."""
     seconds: float
     cpu: float
     """Of the audience's process, since its start."""
