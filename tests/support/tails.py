@@ -12,6 +12,7 @@ from tailrace.core.event import Event, Record
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 from tailrace.core.page import Head
+from tailrace.errors import LogUnavailable
 from tailrace.eventlog.base import Log, Tail
 from tailrace.eventlog.redis.keys import Keys
 from tests.support.redis_servers import RedisServer
@@ -46,19 +47,26 @@ class Recorder:
         return [record.id for record in self.records[stream]]
 
     def told(self, stream: StreamName, entry: EntryId, since: float) -> bool:
-        """Whether a record that was stored after `since` was pushed, or a head or a doubt leads to it."""
+        """Whether a record that was stored after `since` is known of: it was pushed, or one behind it was (the chain
+        shows the hole), or a head or a doubt leads to it."""
         return (
-            any(record.id == entry for record in self.records[stream])
+            any(record.id >= entry for record in self.records[stream])
             or any(head.id >= entry for _, head in self.heads[stream])
             or any(at >= since for key in (stream, None) for at in self.doubts[key])
         )
 
 
 async def append(log: Log, stream: StreamName, *numbers: int) -> list[EntryId]:
-    """Append one event per number, in one call."""
-    return [
-        answer.id for answer in await log.append(stream, [Event("test.event", {"n": number}) for number in numbers])
-    ]
+    """Append one event per number, in one call; waits up to 5 s for a log that is not available."""
+    events = [Event("test.event", {"n": number}) for number in numbers]
+    end = time.monotonic() + 5
+    while True:
+        try:
+            return [answer.id for answer in await log.append(stream, events)]
+        except LogUnavailable:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.01)
 
 
 _SILENT = """
