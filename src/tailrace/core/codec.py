@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -47,9 +48,11 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
 
 
 _DECODER = msgspec.json.Decoder()
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_BRACKETS = bytes.maketrans(b"{}", b"[]")
-_NOT_BRACKETS = bytes(sorted(set(range(256)) - set(b"[]{}")))
+# A string that does not end is taken to the end: trying again at each quote in it would cost its length squared.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_PAIR = b"\x01\xff"
+_NOT_STRUCTURE = bytes(sorted(set(range(256)) - set(b'[]{}"')))
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
 _ENDLESS = b"0" * 309
 # Not the digits of a fraction or an exponent, and not the whole part of a float.
@@ -70,6 +73,9 @@ def minify(raw: bytes | str, *, max_bytes: int, max_depth: int = DEFAULT_LIMITS.
             raw = raw.encode()
         except UnicodeEncodeError as exc:
             raise Malformed("the text holds a lone surrogate") from exc
+    if len(raw) > max_bytes and len(raw.translate(None, b" \t\r\n")) > max_bytes:
+        # No need to build it in memory to see that.
+        raise TooLarge(f"the data is larger than {max_bytes} bytes", limit=max_bytes)
     _check_depth(raw, max_depth)
     try:
         _DECODER.decode(raw)
@@ -164,6 +170,14 @@ class _WireEvent(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _WIRE = msgspec.json.Decoder(_WireEvent)
+
+
+class _Object(msgspec.Struct, gc=False):
+    pass
+
+
+_OBJECTS = msgspec.json.Decoder(list[_Object])
+_AT = re.compile(r"\$\[([0-9]+)\]")
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 _JSON_TYPES = frozenset({"application/json"})
 _LINE_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -182,11 +196,9 @@ def decode_events(body: bytes, content_type: str, limits: Limits = DEFAULT_LIMIT
     lines = _is_lines(content_type)
     if len(body) > limits.max_body_bytes:
         raise TooLarge(f"the body is larger than {limits.max_body_bytes} bytes", limit=limits.max_body_bytes)
-    parts = _split_lines(body) if lines else _split_array(body, limits)
+    parts = _split_lines(body, limits) if lines else _split_array(body, limits)
     if not parts:
         raise Malformed("the body holds no event")
-    if len(parts) > limits.max_events:
-        raise TooLarge(f"more than {limits.max_events} events", limit=limits.max_events)
     return [_decode_at(index, part, limits) for index, part in enumerate(parts)]
 
 
@@ -202,18 +214,33 @@ def _is_lines(content_type: str) -> bool:
     return media in _LINE_TYPES
 
 
-def _split_lines(body: bytes) -> list[bytes]:
-    return [line for line in body.split(b"\n") if line.strip(b" \t\r")]
+def _split_lines(body: bytes, limits: Limits) -> list[bytes]:
+    most = 4 * limits.max_events  # blank ones included
+    lines = body.split(b"\n", most)
+    parts = [line for line in lines if line.strip(b" \t\r")]
+    if len(parts) > limits.max_events or len(lines) > most:
+        raise _too_many(limits)
+    return parts
 
 
 def _split_array(body: bytes, limits: Limits) -> list[bytes]:
-    if not body.lstrip(b" \t\r\n").startswith(b"["):
-        return [body]
+    begun = body.lstrip(b" \t\r\n")
+    if not begun.startswith(b"["):
+        return [body] if begun else []
     _check_depth(body, limits.max_depth + 2)
     try:
+        # Counted before they are taken: four million numbers are no events, but would be half a gigabyte of objects.
+        if len(_OBJECTS.decode(body)) > limits.max_events:
+            raise _too_many(limits)
         return [bytes(part) for part in _ARRAY.decode(body)]
     except ValueError as exc:
-        raise Malformed(f"not a JSON array: {exc}") from exc
+        index = _AT.search(str(exc))
+        where = {"index": int(index[1])} if index is not None else {}
+        raise Malformed(f"not a JSON array of events: {exc}", **where) from exc
+
+
+def _too_many(limits: Limits) -> TooLarge:
+    return TooLarge(f"more than {limits.max_events} events", limit=limits.max_events)
 
 
 def _decode_at(index: int, part: bytes, limits: Limits) -> Event:
@@ -234,13 +261,15 @@ def _check_depth(raw: bytes, max_depth: int) -> None:
     """Refuse before the decoder recurses: an upper bound on the depth at any point, exact for valid JSON."""
     if raw.count(b"[") + raw.count(b"{") <= max_depth:
         return
-    brackets = _STRING.sub(b"", raw).translate(_BRACKETS, _NOT_BRACKETS)
-    for _ in range(max_depth):
-        # Each pass removes the innermost level everywhere.
-        brackets = brackets.replace(b"[]", b"")
-        if not brackets:
-            return
-    raise Malformed(f"not JSON, or deeper than {max_depth}", limit=max_depth)
+    # Whether a bracket is in a string is the parity of the quotes before it; taking two of them away changes no parity.
+    quotes = raw.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE).replace(b'""', b"")
+    steps = (b"".join(quotes.split(b'"')[::2]) if b'"' in quotes else quotes).translate(_STEPS)
+    depth = 0
+    while depth < max_depth and len(shorter := steps.replace(_PAIR, b"")) < len(steps) * 0.9:
+        # The innermost level everywhere.
+        steps, depth = shorter, depth + 1
+    if depth + max(accumulate(memoryview(steps).cast("b")), default=0) > max_depth:
+        raise Malformed(f"deeper than {max_depth}", limit=max_depth)
 
 
 def _check_integers(raw: bytes) -> None:

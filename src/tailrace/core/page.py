@@ -19,7 +19,8 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     incarnation: int = 0
     """Counts the histories under this name: +1 when a stream is written again after its entries were gone."""
     base: EntryId = ZERO
-    """The last id of the incarnation before; every id of this one is larger. ZERO: there was none."""
+    """The last id of the incarnation before, of a foreign entry perhaps when `base_reason` is reset. Every id of this
+    one is larger. ZERO: there was none."""
     base_reason: GapReason = GapReason.RESET
     """What ended the incarnation before: expired, deleted or reset."""
     largest: int = 0

@@ -76,6 +76,9 @@ class Log(Protocol):
     async def read(self, stream: StreamName, at: EntryId, *, limit: int = 1_000) -> Page:
         """Read entries from `at` (inclusive) on, at most `limit`, and fewer when they are large.
 
+        If the entry `at` is there it is the first one and does not count: a page with `more` holds at least one other,
+        however large, for it is read by a reader whose cursor is `at` and who must get on.
+
         Raises:
             LogUnavailable: the log did not answer in time.
         """
