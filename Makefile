@@ -27,10 +27,13 @@ bench: ## the benchmarks; RESULTS are printed with their targets
 	@scripts/services
 	@$(PY) -m bench
 
+settings: ## write docs/settings.md again
+	@$(PY) -c 'from tailrace.config import settings_table; print("# Settings\n\nEnvironment, `tailrace.toml`, defaults, in this order. This table is made from the code: `make settings`.\n\n" + settings_table(), end="")' >docs/settings.md
+
 lock: ## write the lock files again
 	@scripts/lock
 
 clean: ## remove what the other commands made (not the data in .tailrace)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/bin
 
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check bench settings lock clean
