@@ -16,7 +16,7 @@ import uvicorn
 from tailrace.config import Settings
 from tailrace.errors import ConfigError, LogUnavailable, Unauthorized
 from tailrace.web.keys import REFETCH_SECONDS, KeySetUrl, create_key_source
-from tailrace.web.tokens import TokenVerifier
+from tailrace.web.tokens import REMEMBERED_SECONDS, TokenVerifier
 from tests.support.tokens import SECRET, claims, forge, forge_raw, jwk_of, private_key, private_pem, public_pem, sign
 
 NOW = 1_800_000_000.0
@@ -28,8 +28,8 @@ def make(clock: Callable[[], float] = time.time, **settings: Any) -> TokenVerifi
     return TokenVerifier(Settings(**settings), clock=clock)
 
 
-async def verifier(**settings: Any) -> TokenVerifier:
-    return await asyncio.to_thread(lambda: make(**settings))
+async def verifier(clock: Callable[[], float] = time.time, **settings: Any) -> TokenVerifier:
+    return await asyncio.to_thread(lambda: make(clock, **settings))
 
 
 async def refused(token: str, **settings: Any) -> str:
@@ -249,7 +249,8 @@ async def test_what_is_no_token_is_refused(token: str) -> None:
 async def test_key_set_chooses_by_key_id_and_is_read_again_when_it_changed(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keys": [jwk_of("p256", "one"), jwk_of("rsa", "two", use="enc")]}))
-    check = await verifier(jwt_jwks_file=keys)
+    ahead = [0.0]
+    check = await verifier(lambda: time.time() + ahead[0], jwt_jwks_file=keys)
     old = sign(claims(), private_key("p256"), "ES256", kid="one")
     new = sign(claims(), private_key("ed25519"), "EdDSA", kid="three")
 
@@ -262,8 +263,20 @@ async def test_key_set_chooses_by_key_id_and_is_read_again_when_it_changed(tmp_p
     keys.write_text(json.dumps({"keys": [jwk_of("ed25519", "three")]}))
 
     assert (await check.verify(new)).sub == "alice"
+    ahead[0] += REMEMBERED_SECONDS
     with pytest.raises(Unauthorized):
         await check.verify(old)
+
+
+async def test_remembered_token_still_ends_when_it_expires() -> None:
+    now = [NOW]
+    check = make(clock=lambda: now[0], jwt_leeway_seconds=0)
+    short = sign(claims(exp=int(NOW) + 10, iat=None))
+
+    assert (await check.verify(short)).sub == "alice"
+    now[0] += 10
+    with pytest.raises(Unauthorized):
+        await check.verify(short)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"keys": 5}', "x", json.dumps({"keys": [{}] * 65})])

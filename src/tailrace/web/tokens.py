@@ -27,6 +27,9 @@ MAX_TOKEN_BYTES = 8_192
 MAX_SUB_CHARACTERS = 200
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 _TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
+REMEMBERED_SECONDS = 30.0
+"""A token that was proven need not be proven again for this long; expiry and revocation are looked at every time."""
+REMEMBERED_TOKENS = 4_096
 _END_OF_TIME = 253_402_300_799  # 9999-12-31: beyond it a date library fails somewhere
 _ONLY_SIGNATURE: Options = {
     "verify_exp": False,
@@ -107,6 +110,7 @@ class TokenVerifier:
         self._audience = settings.jwt_audience
         self._leeway = settings.jwt_leeway_seconds
         self._clock = clock
+        self._proven: dict[str, tuple[float, Principal]] = {}
 
     async def verify(self, token: str) -> Principal:
         """Prove who a token is for.
@@ -115,15 +119,27 @@ class TokenVerifier:
             Unauthorized: the token proves nothing here and now.
             LogUnavailable: the keys cannot be had now.
         """
+        now = self._clock()
+        found = self._proven.get(token)
+        if found is not None:
+            until, principal = found
+            if now < until and (principal.expires_at is None or now < principal.expires_at):
+                return principal
+            del self._proven[token]
+        principal = await self._prove(token, now)
+        if len(self._proven) >= REMEMBERED_TOKENS:
+            del self._proven[next(iter(self._proven))]
+        self._proven[token] = (now + REMEMBERED_SECONDS, principal)
+        return principal
+
+    async def _prove(self, token: str, now: float) -> Principal:
         algorithm, kid = _read_header(token)
         key = await self._keys.find(algorithm, kid)
         try:
             claims = jwt.decode(token, key.material, algorithms=[algorithm], options=_ONLY_SIGNATURE)
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             raise Unauthorized("the token is not valid", reason="signature") from None
-        return check_claims(
-            claims, now=self._clock(), leeway=self._leeway, issuer=self._issuer, audience=self._audience
-        )
+        return check_claims(claims, now=now, leeway=self._leeway, issuer=self._issuer, audience=self._audience)
 
 
 def _read_header(token: str) -> tuple[str, str | None]:
