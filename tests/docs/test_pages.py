@@ -26,7 +26,7 @@ _LINK = re.compile(r"\]\(([^)#]+)")
 
 def blocks(language: str) -> list[object]:
     """The pages' blocks in a language, each with a name to find it by."""
-    found = []
+    found: list[object] = []
     for page in PAGES:
         for number, match in enumerate(_BLOCK.finditer(page.read_text()), 1):
             if match[1] == language and "make run" not in match[2]:
