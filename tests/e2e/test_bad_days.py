@@ -82,7 +82,7 @@ async def kill_redis(run: Load) -> None:
 
 async def stop_redis_for_a_while(run: Load) -> None:
     run.redis.pause()
-    await asyncio.sleep(3.0)  # the fault itself: a server that hangs this long
+    await asyncio.sleep(10.0)  # the fault itself: a server that hangs this long
     run.redis.resume()
 
 

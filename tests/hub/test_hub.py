@@ -413,3 +413,14 @@ async def test_a_lagging_reader_that_asked_for_it_is_given_the_latest_record_per
     await asyncio.gather(task, return_exceptions=True)
 
     assert [record.id.seq for record in sink.records] == [50, 51, 52, 53]
+
+
+async def test_a_burst_is_delivered_in_bounded_blocks_over_several_turns(hubbed: Hubbed) -> None:
+    reader = await hubbed.read({RUN: Special.DEFAULT})
+    await reader.wait_live()
+    for _ in range(4):
+        await hubbed.log.inner.append(RUN, [Event("test.step", "x" * 1_000) for _ in range(200)])
+    await reader.sink.wait_records(800)
+
+    assert max(len(block.cells) for block in reader.sink.blocks) < 100
+    assert_exactly_once(reader.sink.items, await history(hubbed.log.inner))

@@ -327,7 +327,8 @@ class Hub:
         """Deliver what this loop turn brought, one block per topic."""
         dirty, self._dirty = self._dirty, {}
         for topic in dirty:
-            topic.flush()
+            if topic.flush():
+                self._mark(topic)
 
     def doubt(self, topic: Topic) -> None:
         """Read on from the log: something may be missing."""
@@ -352,7 +353,8 @@ class Hub:
                     await self.wait_recovered()
                     continue
                 again = topic.take_page(page) or topic.heal_again
-                topic.flush()
+                while topic.flush():  # noqa: ASYNC110 - a turn for the others between two blocks
+                    await asyncio.sleep(0)
         except LogError as error:
             # Not to be healed by asking again; the readers' own pages will say what they find.
             log.error("a topic cannot be healed", extra={"stream": topic.stream, "code": error.code})

@@ -30,6 +30,8 @@ log = logging.getLogger("tailrace.hub")
 
 TAIL_RECORDS = 2_048
 TAIL_BYTES = 1_048_576
+FLUSH_BYTES = 65_536
+"""One block of a turn, roughly."""
 STRETCH_RECORDS = 512
 STRETCH_BYTES = 262_144
 PAGES = 8
@@ -153,13 +155,22 @@ class Topic:
 
     # -- what goes out -------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
-        """Deliver what the turn brought to every live lane, as one block."""
+    def flush(self) -> bool:
+        """Deliver what the turn brought to every live lane, as one block. True: there is more for another turn.
+
+        A block for thousands of lanes is bounded, so that the loop comes back to its other work in between.
+        """
         if not self._pending:
-            return
-        cells = [Cell(item) for item in self._pending]
-        self._pending = []
-        self.position = after = self.ahead
+            return False
+        cut = _cut(self._pending)
+        items, self._pending = self._pending[:cut], self._pending[cut:]
+        cells = [Cell(item) for item in items]
+        if self._pending:
+            last = items[-1]
+            assert isinstance(last, Record)  # noqa: S101 - see _cut
+            self.position = after = Position(last.id, last.id, proven=True)
+        else:
+            self.position = after = self.ahead
         self._keep(cells)
         if self.live:
             block = Block(self.stream, cells)
@@ -173,6 +184,7 @@ class Topic:
                 if not taken:
                     self.live.pop(lane, None)
         self.notify()
+        return bool(self._pending)
 
     def _keep(self, cells: list[Cell]) -> None:
         tail = self._tail
@@ -258,6 +270,17 @@ class Topic:
         if self._moved is None:
             self._moved = asyncio.get_running_loop().create_future()
         return self._moved
+
+
+def _cut(items: list[Item]) -> int:
+    """How many items one block takes: up to a record of the chain, about FLUSH_BYTES in all."""
+    size = 0
+    for index, item in enumerate(items, 1):
+        if type(item) is Record:
+            size += len(item.data) + _OVERHEAD
+            if size >= FLUSH_BYTES and not item.foreign:
+                return index
+    return len(items)
 
 
 def _stale(shared: asyncio.Future[Stretch], position: Position) -> bool:
