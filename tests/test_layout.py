@@ -37,8 +37,7 @@ FILE_LINES, TEST_LINES, FUNCTION_LINES = 400, 600, 50
 EXCUSED: dict[str, str] = {}
 """Files or functions over a budget, each with its reason in one sentence."""
 MACHINE = re.compile(
-    r"/(?:home|root|Users|work)/|/tmp/w/|\b(?:pypi|files)\.[a-z]*python[a-z]*\.org|registry\.npmjs|index-url",
-    re.IGNORECASE,
+    rf"{re.escape(str(ROOT))}/|/(?:home|root|Users)/\w|https?://[^\s\"')]*(?:pypi|pythonhosted|npmjs)|index-url"
 )
 TEXTS = {".py", ".lua", ".md", ".json", ".toml", ".js", ".ts", ".css", ".html", ".sh", ".lock", ".yml", ".yaml", ".c"}
 
@@ -144,7 +143,9 @@ def own_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         line
         for child in functions_of(function)
         if child is not function
-        for line in range(min([child.lineno, *(each.lineno for each in child.decorator_list)]), child.end_lineno or 0)
+        for line in range(
+            min([child.lineno, *(each.lineno for each in child.decorator_list)]), (child.end_lineno or 0) + 1
+        )
     }
     return len(set(range(function.lineno, (function.end_lineno or 0) + 1)) - inner)
 

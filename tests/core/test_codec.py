@@ -65,6 +65,8 @@ def test_the_limit_counts_what_is_stored() -> None:
     with pytest.raises(TooLarge) as caught:
         minify(b"[1,22]", max_bytes=5)
     assert caught.value.data["limit"] == 5
+    with pytest.raises(TooLarge):
+        minify(b'"1 2 3"', max_bytes=5)
     assert len(minify(b'"' + b"x" * (MB - 2) + b'"', max_bytes=MB)) == MB
     with pytest.raises(TooLarge):
         minify(b'"' + b"x" * (MB - 1) + b'"', max_bytes=MB)

@@ -123,3 +123,12 @@ def test_the_loss_of_a_permission_names_the_stream_and_a_code_that_says_stay_awa
 
     assert (payload["control"], payload["stream"], payload["code"]) == ("unsubscribed", "run:1", 4502)
     assert payload["error"]["code"] == "FORBIDDEN"
+
+
+def test_a_good_reply_has_the_commands_id_and_its_fields() -> None:
+    assert json.loads(commands.reply("a", {"stream": "run:1"})) == {"reply": "a", "stream": "run:1"}
+    assert json.loads(commands.reply(None)) == {"reply": None}
+
+
+def test_the_heartbeat_is_a_control() -> None:
+    assert json.loads(commands.ping_payload()) == {"control": "ping"}
