@@ -112,9 +112,9 @@ class Page {
     const { name } = state;
     const watching = !["idle", "cut", "ended", "refused"].includes(name);
     swap(byId("cut"), byId("resume"), watching);
-    byId("resume").disabled = name === "ended" || name === "idle";
+    if (name === "idle" || name === "ended") byId("resume").hidden = true;
     this.#composer.enabled = name !== "idle";
-    if (name === "ended") this.#note("done", `End of the stream (${state.detail || state.code})`);
+    if (name === "ended") this.#note("done", `End of the stream: ${state.detail || state.code}`);
     if (name === "refused") this.#note("bad", `Refused: ${state.code ?? ""}`, state.detail);
     if (state.signIn) byId("sign-in").showModal();
     this.#showEmpty(name);
@@ -174,7 +174,9 @@ class Page {
 
   #showEmpty(name) {
     byId("empty").hidden = !this.#feed.empty || !["live", "degraded"].includes(name);
-    setText(byId("empty-stream"), byId("stream").value);
+    const stream = byId("stream").value;
+    setText(byId("empty-stream"), stream);
+    setText(byId("empty-command"), `tailrace exec --stream ${stream} -- sh -c 'for i in 1 2 3; do date; sleep 1; done'`);
   }
 
   #showTypes() {
@@ -225,9 +227,14 @@ class Page {
   #showToken() {
     const claims = credentials.describeToken(credentials.token());
     setText(byId("who"), claims ? claims.subject : "Sign in");
+    const grants = claims?.admin
+      ? ["administrator: may read and write every stream"]
+      : [
+          `may read: ${claims?.read.join(", ") || "its own user stream and system:all"}`,
+          `may write: ${claims?.write.join(", ") || "nothing"}`,
+        ];
     const facts = claims && [
-      `may read: ${claims.read.join(", ") || "its own user stream and system:all"}`,
-      `may write: ${claims.write.join(", ") || "nothing"}`,
+      ...grants,
       claims.expires ? `until ${new Date(claims.expires).toLocaleString()}` : "no end",
     ];
     byId("who").title = facts ? facts.join("\n") : "";

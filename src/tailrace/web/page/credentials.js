@@ -41,6 +41,7 @@ export function describeToken(text) {
     return {
       subject: String(claims.sub ?? "?"),
       expires: typeof claims.exp === "number" ? claims.exp * 1000 : null,
+      admin: claims.tailrace?.admin === true,
       read: [claims.tailrace?.read ?? []].flat().map(String),
       write: [claims.tailrace?.write ?? []].flat().map(String),
     };

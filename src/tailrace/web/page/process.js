@@ -24,7 +24,7 @@ function line(data) {
     text = decoded(text);
     marks.push("not UTF-8");
   }
-  if (data.partial) marks.push("line goes on");
+  if (data.partial) marks.push("no line end");
   return { what: "line", fd: data.stream === "stderr" ? "stderr" : "stdout", text, marks };
 }
 

@@ -17,7 +17,12 @@ const WORDS = {
 const EXPLAINED = {
   degraded: "the log does not answer; what was missed follows when it is back",
   cut: "connection closed by you; the cursor is kept",
-  ended: "the stream was closed and you have all of it",
+};
+
+const ENDS = {
+  closed: "the stream was closed, and this is all of it",
+  expired: "the stream reached the end of its life",
+  deleted: "the stream was deleted",
 };
 
 /** What to show for a state: tone, word, explanation. Pure. */
@@ -27,6 +32,7 @@ export function wordsFor(state, now) {
     const seconds = Math.max(0, Math.ceil((state.until - now) / 1000));
     return { tone, word: `Reconnecting in ${seconds} s`, detail: state.detail };
   }
+  if (state.name === "ended") return { tone, word, detail: ENDS[state.detail] ?? state.code };
   const detail = [state.code, state.detail || EXPLAINED[state.name]].filter(Boolean).join(" · ");
   return { tone, word, detail };
 }
