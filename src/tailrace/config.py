@@ -142,7 +142,8 @@ class Settings(BaseSettings):
     allowed_hosts: Words = ()
     """Host names this server answers to (`*.example.com` allowed); empty: all."""
     trusted_proxies: Words = ()
-    """Addresses or networks whose `X-Forwarded-For` is believed."""
+    """Addresses or networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; `unix`: whoever connects
+    through a socket file."""
 
     jwt_secret: SecretStr | None = None
     """HMAC key of tokens, at least 32 bytes; excludes the other key settings."""
@@ -267,7 +268,8 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
-            ipaddress.ip_network(text, strict=False)
+            if text != "unix":
+                ipaddress.ip_network(text, strict=False)
         return value
 
     @field_validator("cors_origins")

@@ -88,18 +88,21 @@ class ClientAddress:
     """Finds the address a connection counts for."""
 
     def __init__(self, trusted: Sequence[str]) -> None:
-        self._trusted = tuple(ipaddress.ip_network(text, strict=False) for text in trusted)
+        self._trusted = tuple(ipaddress.ip_network(text, strict=False) for text in trusted if text != "unix")
+        self._trusts_socket_files = "unix" in trusted
 
     @property
     def known(self) -> bool:
         """Whether addresses can be told apart at all: without trusted proxies all may share one."""
-        return bool(self._trusted)
+        return bool(self._trusted) or self._trusts_socket_files
 
     def of(self, connection: HTTPConnection) -> str:
         """The right-most address that no trusted proxy vouches for; of IPv6 its /64. `-` for a socket file."""
         peer = connection.client.host if connection.client else ""
         hops = [part.strip() for line in connection.headers.getlist("x-forwarded-for") for part in line.split(",")]
         address = _address(peer)
+        if address is None and hops and self._trusts_socket_files:
+            address = _address(hops.pop())
         while address is not None and hops and self._is_trusted(address):
             forwarded = _address(hops.pop())
             if forwarded is None:
@@ -114,8 +117,9 @@ class ClientAddress:
     def scheme(self, connection: HTTPConnection) -> str:
         """How the client spoke: what a trusted proxy says, else what this server saw."""
         peer = _address(connection.client.host) if connection.client else None
+        trusted = self._is_trusted(peer) if peer is not None else self._trusts_socket_files
         proto = connection.headers.get("x-forwarded-proto", "").strip().lower()
-        if proto in ("http", "https", "ws", "wss") and peer is not None and self._is_trusted(peer):
+        if trusted and proto in ("http", "https", "ws", "wss"):
             return proto
         return connection.url.scheme
 

@@ -27,7 +27,7 @@ from starlette.responses import Response
 
 from tailrace.codes import CloseCode
 from tailrace.core import frames
-from tailrace.errors import Malformed, TailraceError, Unauthorized, UsageError
+from tailrace.errors import Malformed, RequestTimeout, TailraceError, TooLarge, Unauthorized, UsageError
 
 __all__ = [
     "ProblemRoute",
@@ -57,6 +57,9 @@ def problem(connection: HTTPConnection, error: TailraceError) -> Response:
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
         extra["retry_after"] = retry_after
+    if isinstance(error, (TooLarge, RequestTimeout)):
+        # The rest of the body was not read, and what follows on this connection could be taken for a request.
+        headers["Connection"] = "close"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = _challenge(error)
     return _problem(connection, error.status, error.code, error.detail, extra, headers)

@@ -48,6 +48,10 @@ class Shell:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
+        if scope["type"] == "websocket" and not self._origins.host_is_ours(HTTPConnection(scope)):
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": ""})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
