@@ -20,7 +20,17 @@ from tailrace.core.event import Event, Json
 from tailrace.core.names import check_type
 from tailrace.errors import Malformed, RequestError, TooLarge, UnsupportedMedia
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "Prepared", "check_label", "check_trace", "decode_events", "encode", "minify"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Limits",
+    "Prepared",
+    "check_label",
+    "check_trace",
+    "decode_events",
+    "encode",
+    "minify",
+    "prepare",
+]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
