@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -34,21 +34,31 @@ _MAX_TYPES = 4_096
 _types: dict[bytes, str] = {}
 
 
-def pack(events: Iterable[Prepared], into: list[bytes | str | int]) -> bool:
-    """Add the script's arguments for checked events to `into`. Returns whether any has a uid."""
-    uids = False
+def pack(events: Sequence[Prepared], into: list[bytes | str | int]) -> int:
+    """Add the script's arguments for checked events to `into`.
+
+    Returns:
+        0: no event has labels; 1: some event has a uid; 2: some have other labels.
+    """
+    for event in events:
+        if not (event.uid is event.key is event.actor is event.trace is None):
+            return _pack_labelled(events, into)
+        into += (event.type, event.data)
+    return 0
+
+
+def _pack_labelled(events: Sequence[Prepared], into: list[bytes | str | int]) -> int:
+    into.clear()
+    labels = 2
     for event in events:
         uid, key, actor, trace = event.uid, event.key, event.actor, event.trace
-        if uid is None and key is None and actor is None and trace is None:
-            into += ("0", event.type, event.data)
-            continue
         shape = (uid is not None) | (key is not None) << 1 | (actor is not None) << 2 | (trace is not None) << 3
         into += (shape, event.type, event.data)
         if uid is not None:
-            uids = True
+            labels = 1
             into += (uid, _body_hash(event))
         into += [text for text in (key, actor, trace) if text is not None]
-    return uids
+    return labels
 
 
 def _body_hash(event: Prepared) -> str:

@@ -12,15 +12,46 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+import msgspec
+
 from tailrace.core.codec import Prepared
+from tailrace.core.kinds import StreamKind
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Appended
 from tailrace.eventlog.limits import MAX_CALL_BYTES, MAX_CALL_EVENTS
 from tailrace.eventlog.receipt import Receipt, new_producer
 from tailrace.eventlog.redis.keys import StreamKeys
 from tailrace.eventlog.redis.node import Node
+from tailrace.eventlog.redis.scripts import TOMBSTONE_MS
 
-__all__ = ["Batch", "Call", "Lane"]
+__all__ = ["Batch", "Call", "Lane", "Policy"]
+
+
+HARD_CAP_FACTOR = 10
+"""A slow group keeps at most this many times the kind's `max_length`."""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A stream kind as the append script takes it."""
+
+    max_length: int
+    max_age: str
+    rest: str
+    """Hard cap, idle life, life after close, how long meta stays longer."""
+    short: bool
+    """Whether appends may try the script's short way."""
+
+    @classmethod
+    def of(cls, kind: StreamKind) -> Policy:
+        """The policy of a kind."""
+        cap = kind.max_length * HARD_CAP_FACTOR
+        idle, closed = _ms(kind.idle_ttl_seconds, "-"), _ms(kind.closed_ttl_seconds, "-")
+        rest = f"{cap} {idle} {closed} {TOMBSTONE_MS}"
+        return cls(kind.max_length, _ms(kind.max_age_seconds, ""), rest, kind.idle_ttl_seconds is None)
+
+
+def _ms(seconds: float | None, none: str) -> str:
+    return none if seconds is None else str(max(1, round(seconds * 1000)))
 
 
 class Call:
@@ -57,14 +88,15 @@ class Call:
 class Batch:
     """One numbered script call."""
 
-    __slots__ = ("args", "calls", "count", "deadline", "maybe_sent", "n", "over", "pid", "sent", "size", "uids")
+    __slots__ = ("args", "calls", "count", "deadline", "labels", "maybe_sent", "n", "over", "pid", "sent", "size")
 
     def __init__(self, pid: str, n: int, calls: list[Call]) -> None:
         self.pid = pid
         self.n = n
         self.calls = calls
         self.args: list[bytes | str | int] = []
-        self.uids = False
+        self.labels = 0
+        """0: no event has labels; 1: some has a uid; 2: others only."""
         self.sent = False
         """Whether it is under way now."""
         self.maybe_sent = False
@@ -127,7 +159,7 @@ class Lane:
     )
 
     def __init__(
-        self, stream: StreamName, keys: StreamKeys, slot: int | None, policy: tuple[str | int, ...], node: Node | None
+        self, stream: StreamName, keys: StreamKeys, slot: int | None, policy: Policy, node: Node | None
     ) -> None:
         self.stream = stream
         self.keys = keys

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from tailrace.core.codec import Prepared
-from tailrace.core.kinds import Kinds, StreamKind
+from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.errors import AlreadyClosed, LogRefused, LogTimeout, LogUnavailable, OutcomeUnknown
 from tailrace.eventlog.base import Appended
@@ -25,11 +25,11 @@ from tailrace.eventlog.receipt import Receipt
 from tailrace.eventlog.redis.connection import CommandFailed, ConnectionLost, ReplyError
 from tailrace.eventlog.redis.fields import pack
 from tailrace.eventlog.redis.keys import Keys
-from tailrace.eventlog.redis.lane import Batch, Call, Lane
+from tailrace.eventlog.redis.lane import Batch, Call, Lane, Policy
 from tailrace.eventlog.redis.node import Node
 from tailrace.eventlog.redis.reply import MOVING, NOT_NOW, error_for, read_appended, rejection, server_word
 from tailrace.eventlog.redis.routes import Routes
-from tailrace.eventlog.redis.scripts import TOMBSTONE_MS, load
+from tailrace.eventlog.redis.scripts import load
 
 __all__ = ["MAX_WAITING_BYTES", "Publisher"]
 
@@ -38,8 +38,6 @@ MAX_LANES = 16_384
 SWEEP_SECONDS = 0.05
 AGAIN_SECONDS = 0.05
 """Pause before a call goes again that the server put off."""
-HARD_CAP_FACTOR = 10
-"""A slow group keeps at most this many times the kind's `max_length`."""
 
 
 class Publisher:
@@ -56,7 +54,7 @@ class Publisher:
         self._turn: list[Lane] = []
         self._waiting_bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
-        self._policies: dict[str, tuple[str | int, ...]] = {}
+        self._policies: dict[str, Policy] = {}
         self._closed = False
         routes.on_up = self._node_up
         routes.on_down = self._node_down
@@ -154,7 +152,7 @@ class Publisher:
         kind = self._kinds.of(stream)
         policy = self._policies.get(kind.name)
         if policy is None:
-            policy = self._policies[kind.name] = _policy(kind)
+            policy = self._policies[kind.name] = Policy.of(kind)
         return Lane(stream, keys, slot, policy, self._routes.known(slot))
 
     def _flush(self) -> None:
@@ -181,9 +179,7 @@ class Publisher:
             return
         lane.batch = batch
         batch.maybe_sent = lane.attempted
-        for call in batch.calls:
-            if pack(call.events, batch.args):
-                batch.uids = True
+        batch.labels = pack([event for call in batch.calls for event in call.events], batch.args)
         self._waiting_bytes -= batch.size
         self._send(lane, batch, node)
 
@@ -214,24 +210,23 @@ class Publisher:
         if connection is None:
             node.want()  # `_node_up` goes on
             return
-        first = batch.calls[0]
-        keys = lane.keys
+        first, keys, kind, version = batch.calls[0], lane.keys, lane.policy, connection.version
         script, command = (self._script.text, "EVAL") if whole else (self._script.sha, "EVALSHA")
+        minid = version >= (6, 2)
+        expected, epoch, labels = first.expected_seq, first.owner_epoch, batch.labels
+        short = minid and kind.short and not labels and expected is epoch is None and not first.close
         future = connection.send(
             command,
             script,
-            *((3, keys.events, keys.meta, keys.uids) if batch.uids else (2, keys.events, keys.meta)),
+            *((3, keys.events, keys.meta, keys.uids) if labels == 1 else (2, keys.events, keys.meta)),
             batch.pid,
             batch.n,
-            1 if batch.maybe_sent else 0,
-            "" if first.expected_seq is None else first.expected_seq,
-            "" if first.owner_epoch is None else first.owner_epoch,
-            1 if first.close else 0,
-            *lane.policy,
-            "SPUBLISH" if lane.slot is not None and connection.version >= (7,) else "PUBLISH",
-            1 if connection.version >= (6, 2) else 0,
-            batch.count,
-            1 if batch.uids else 0,
+            "short" if short else "long",
+            kind.max_length,
+            kind.max_age,
+            "SPUBLISH" if lane.slot is not None and version >= (7,) else "PUBLISH",
+            f"{1 if batch.maybe_sent else '-'} {_or_none(expected)} {_or_none(epoch)} {1 if first.close else '-'} "
+            f"{kind.rest} {1 if minid else '-'} {batch.count} {labels}",
             *batch.args,
             asking=asking,
         )
@@ -436,17 +431,5 @@ def _calls(batch: Batch | None) -> list[Call]:
     return batch.calls if batch is not None else []
 
 
-def _policy(kind: StreamKind) -> tuple[str | int, ...]:
-    """ARGV 7 to 12 of the append script."""
-
-    def ms(seconds: float | None) -> str | int:
-        return "" if seconds is None else max(1, round(seconds * 1000))
-
-    return (
-        kind.max_length,
-        kind.max_length * HARD_CAP_FACTOR,
-        ms(kind.max_age_seconds),
-        ms(kind.idle_ttl_seconds),
-        ms(kind.closed_ttl_seconds),
-        TOMBSTONE_MS,
-    )
+def _or_none(number: int | None) -> int | str:
+    return "-" if number is None else number

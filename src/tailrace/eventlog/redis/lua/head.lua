@@ -1,4 +1,4 @@
--- Shared by the scripts below (scripts.py puts it in front of them).
+-- Shared by the scripts that describe, read and manage (scripts.py puts it in front of them).
 --
 -- head(events, meta) answers where a stream ends, as PROTOCOL.md §9 reads its meta hash:
 --   { last id, state, incarnation, base id, why, largest }, all strings, and whether its entries exist (1 or 0).
