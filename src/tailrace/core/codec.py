@@ -152,21 +152,19 @@ def prepare(event: Event, *, max_bytes: int) -> Prepared:
         Malformed: a type, label, trace or data that may not be stored.
         TooLarge: the data is over `max_bytes` (`data["limit"]`).
     """
-    for name, text in (("type", event.type), ("uid", event.uid), ("key", event.key), ("actor", event.actor)):
-        if text is not None and not isinstance(text, str):
-            raise Malformed(f"{name} is a string", field=name)
-    if event.type is None:
-        raise Malformed("an event has a type", field="type")
-    check_type(event.type)
+    try:
+        check_type(event.type)
+        if event.uid is not None:
+            check_label("uid", event.uid)
+        if event.key is not None:
+            check_label("key", event.key)
+        if event.actor is not None:
+            check_label("actor", event.actor)
+        if event.trace is not None:
+            check_trace(event.trace)
+    except TypeError as exc:
+        raise Malformed("type, uid, key, actor and trace are strings") from exc
     data = encode(event.data, max_bytes=max_bytes)
-    if event.uid is not None:
-        check_label("uid", event.uid)
-    if event.key is not None:
-        check_label("key", event.key)
-    if event.actor is not None:
-        check_label("actor", event.actor)
-    if event.trace is not None:
-        check_trace(event.trace)
     return Prepared(event.type, data, event.uid, event.key, event.actor, event.trace)
 
 
@@ -291,11 +289,16 @@ def _check_integers(raw: bytes) -> None:
             raise Malformed("not JSON: a number out of range")
 
 
+_LEAVES = frozenset({str, int, bool, type(None)})
+
+
 def _check_value(data: Any, max_values: int, max_depth: int) -> None:
     level, depth, seen = [data], 0, 1
     while level:
         below: list[Any] = []
         for value in level:
+            if type(value) in _LEAVES:
+                continue
             if isinstance(value, dict):
                 for key in value:
                     if not isinstance(key, str):
@@ -307,7 +310,7 @@ def _check_value(data: Any, max_values: int, max_depth: int) -> None:
                 if not math.isfinite(value):
                     raise Malformed("NaN and infinities are not JSON")
                 continue
-            elif value is None or isinstance(value, (str, int)):
+            elif isinstance(value, (str, int)):
                 continue
             else:
                 raise Malformed(f"{type(value).__name__} is not JSON")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from tailrace.errors import InvalidStream, Malformed
 
@@ -63,6 +64,7 @@ def escape_name(text: str) -> str:
     return escaped
 
 
+@lru_cache(maxsize=4_096)
 def check_type(text: str) -> str:
     """Check an event type that an application publishes and return it.
 
