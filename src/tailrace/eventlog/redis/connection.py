@@ -84,6 +84,7 @@ class Connection(asyncio.Protocol):
         self._on_push = on_push
         self._out: list[tuple[bytes, tuple[_Waiter, ...]]] = []
         self._out_bytes = 0
+        self._unwritten_calls: set[_Waiter] = set()
         self._flush_due = False
         self._paused = False
         self._draining = False
@@ -214,13 +215,18 @@ class Connection(asyncio.Protocol):
             ReplyLate: no reply by then; `written` says whether the server may have seen the command.
             ConnectionLost: the connection is gone; `written` as above.
         """
+        if deadline <= self._loop.time():
+            raise ReplyLate(f"no time was left to ask {self.endpoint.label}", written=False)
         future = self.send(*args, asking=asking)
+        self._unwritten_calls.add(future)
         try:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
-            written = all(future not in waiters for _, waiters in self._out)
+            written = future not in self._unwritten_calls
             raise ReplyLate(f"{self.endpoint.label} did not answer in time", written=written) from None
+        finally:
+            self._unwritten_calls.discard(future)
 
     @property
     def closed(self) -> asyncio.Future[None]:
@@ -267,11 +273,12 @@ class Connection(asyncio.Protocol):
         if self._paused or transport is None or self._closed.done() or transport.is_closing():
             return
         out, self._out, self._out_bytes = self._out, [], 0
-        chunks = []
+        chunks, calls = [], self._unwritten_calls
         for data, waiters in out:
             if waiters and cast("asyncio.Future[Any]", waiters[-1]).done():
                 continue
             self._waiting.extend(waiters)
+            calls.difference_update(waiters)
             chunks.append(data)
         if chunks:
             transport.write(b"".join(chunks) if len(chunks) > 1 else chunks[0])
