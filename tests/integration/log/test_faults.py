@@ -346,6 +346,25 @@ async def test_too_much_that_waits_is_refused_at_once(
     assert [type(outcome) for outcome in outcomes] == [LogTimeout] * 3 + [LogUnavailable] * 2
 
 
+async def test_callers_that_gave_up_leave_no_bytes_behind(
+    make_log: MakeLog, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.eventlog.redis.publisher.MAX_WAITING_BYTES", 10_000)
+    log = make_log(proxy.url)
+    proxy.latency = 0.02
+    for _ in range(10):
+        tasks = [asyncio.ensure_future(log.append(RUN, [Event("n", "x" * 3_000)])) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    await log.append(RUN, [Event("n", 1)])  # what comes in line behind them
+    outcomes = await asyncio.gather(*[log.append(RUN, [Event("n", "x" * 3_000)]) for _ in range(3)])
+
+    assert len(outcomes) == 3
+
+
 async def test_a_large_page_does_not_delay_an_append(make_log: MakeLog, redis70: RedisServer) -> None:
     log = make_log(redis70.url)
     for n in range(8):

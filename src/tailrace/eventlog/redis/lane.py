@@ -17,6 +17,7 @@ import msgspec
 from tailrace.core.codec import Prepared
 from tailrace.core.kinds import StreamKind
 from tailrace.core.names import StreamName
+from tailrace.errors import OutcomeUnknown
 from tailrace.eventlog.base import Appended
 from tailrace.eventlog.limits import MAX_CALL_BYTES, MAX_CALL_EVENTS
 from tailrace.eventlog.receipt import Receipt, new_producer
@@ -24,7 +25,7 @@ from tailrace.eventlog.redis.keys import StreamKeys
 from tailrace.eventlog.redis.node import Node
 from tailrace.eventlog.redis.scripts import TOMBSTONE_MS
 
-__all__ = ["Batch", "Call", "Lane", "Policy"]
+__all__ = ["Batch", "Call", "Lane", "Policy", "append_words"]
 
 
 HARD_CAP_FACTOR = 10
@@ -132,6 +133,20 @@ class Batch:
             close=first.close,
         )
 
+    def answer(self, stored: list[Appended]) -> None:
+        """Give each caller its part."""
+        at = 0
+        for call in self.calls:
+            end = at + len(call.events)
+            if not call.future.done():
+                call.future.set_result(stored[at:end])
+            at = end
+
+    def unknown(self, stream: StreamName, call: Call) -> OutcomeUnknown:
+        """What `call` is told when nobody can say what became of the batch."""
+        receipt = self.receipt(stream, call)
+        return OutcomeUnknown("the log did not say whether it stored the events", receipt=receipt, stream=stream)
+
     def fail(self, error: BaseException) -> None:
         """Tell all callers."""
         for call in self.calls:
@@ -151,6 +166,7 @@ class Lane:
         "pid",
         "policy",
         "queued",
+        "skipped",
         "slot",
         "solo",
         "stream",
@@ -175,6 +191,8 @@ class Lane:
         self.attempted = False
         """Whether its next call may have been sent before, by somebody else."""
         self.used = True
+        self.skipped = 0
+        """Bytes of calls whose callers went away before they were sent."""
         self.solo = 0
         """How many of the next calls leave alone, because together one of them was refused."""
 
@@ -182,6 +200,10 @@ class Lane:
         """Take a new name: nothing that was sent under the old one matters for what follows."""
         self.pid = new_producer()
         self.n = 0
+
+    def calls(self) -> list[Call]:
+        """All that waits or is under way."""
+        return [*(self.batch.calls if self.batch is not None else ()), *self.waiting]
 
     @property
     def idle(self) -> bool:
@@ -197,6 +219,7 @@ class Lane:
             call = waiting[0]
             if call.future.done():
                 waiting.popleft()
+                self.skipped += call.size
                 continue
             if calls:
                 count_with, size_with = count + len(call.events), size + call.size
@@ -222,3 +245,26 @@ class Lane:
         self.waiting.extendleft(reversed(batch.calls))
         if alone:
             self.solo = len(batch.calls)
+
+
+def append_words(lane: Lane, batch: Batch, version: tuple[int, ...]) -> list[bytes | str | int]:
+    """KEYS and ARGV of the append script (lua/append.lua), for a server of this version."""
+    first, keys, kind, labels = batch.calls[0], lane.keys, lane.policy, batch.labels
+    expected, epoch, minid = first.expected_seq, first.owner_epoch, version >= (6, 2)
+    short = minid and kind.short and not labels and expected is epoch is None and not first.close
+    rest = (
+        f"{1 if batch.maybe_sent else '-'} {'-' if expected is None else expected} "
+        f"{'-' if epoch is None else epoch} {1 if first.close else '-'} {kind.rest} {1 if minid else '-'} "
+        f"{batch.count} {labels}"
+    )
+    return [
+        *((3, keys.events, keys.meta, keys.uids) if labels == 1 else (2, keys.events, keys.meta)),
+        batch.pid,
+        batch.n,
+        "short" if short else "long",
+        kind.max_length,
+        kind.max_age,
+        "SPUBLISH" if lane.slot is not None and version >= (7,) else "PUBLISH",
+        rest,
+        *batch.args,
+    ]

@@ -19,13 +19,13 @@ from typing import Any
 from tailrace.core.codec import Prepared
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
-from tailrace.errors import AlreadyClosed, LogRefused, LogTimeout, LogUnavailable, OutcomeUnknown
+from tailrace.errors import AlreadyClosed, LogRefused, LogTimeout, LogUnavailable
 from tailrace.eventlog.base import Appended
 from tailrace.eventlog.receipt import Receipt
 from tailrace.eventlog.redis.connection import CommandFailed, ConnectionLost, ReplyError
 from tailrace.eventlog.redis.fields import pack
 from tailrace.eventlog.redis.keys import Keys
-from tailrace.eventlog.redis.lane import Batch, Call, Lane, Policy
+from tailrace.eventlog.redis.lane import Batch, Call, Lane, Policy, append_words
 from tailrace.eventlog.redis.node import Node
 from tailrace.eventlog.redis.reply import MOVING, NOT_NOW, error_for, read_appended, rejection, server_word
 from tailrace.eventlog.redis.routes import Routes
@@ -124,7 +124,7 @@ class Publisher:
     async def drain(self, seconds: float) -> None:
         """Wait until nothing is under way any more, at most so long; then give the rest up."""
         self._closed = True
-        futures = [call.future for lane in self._active for call in (*lane.waiting, *_calls(lane.batch))]
+        futures = [call.future for lane in self._active for call in lane.calls()]
         if futures:
             await asyncio.wait(futures, timeout=seconds)
         for lane in list(self._active):
@@ -174,6 +174,8 @@ class Publisher:
                 self._give_up(lane, node.unavailable())
             return
         batch = lane.next_batch()
+        self._waiting_bytes -= lane.skipped
+        lane.skipped = 0
         if batch is None:
             self._active.discard(lane)
             return
@@ -210,26 +212,9 @@ class Publisher:
         if connection is None:
             node.want()  # `_node_up` goes on
             return
-        first, keys, kind, version = batch.calls[0], lane.keys, lane.policy, connection.version
-        script, command = (self._script.text, "EVAL") if whole else (self._script.sha, "EVALSHA")
-        minid = version >= (6, 2)
-        expected, epoch, labels = first.expected_seq, first.owner_epoch, batch.labels
-        short = minid and kind.short and not labels and expected is epoch is None and not first.close
-        future = connection.send(
-            command,
-            script,
-            *((3, keys.events, keys.meta, keys.uids) if labels == 1 else (2, keys.events, keys.meta)),
-            batch.pid,
-            batch.n,
-            "short" if short else "long",
-            kind.max_length,
-            kind.max_age,
-            "SPUBLISH" if lane.slot is not None and version >= (7,) else "PUBLISH",
-            f"{1 if batch.maybe_sent else '-'} {_or_none(expected)} {_or_none(epoch)} {1 if first.close else '-'} "
-            f"{kind.rest} {1 if minid else '-'} {batch.count} {labels}",
-            *batch.args,
-            asking=asking,
-        )
+        script = self._script.text if whole else self._script.sha
+        words = append_words(lane, batch, connection.version)
+        future = connection.send("EVAL" if whole else "EVALSHA", script, *words, asking=asking)
         batch.sent = True
         node.sent()
         future.add_done_callback(partial(self._answered, lane, batch, node))
@@ -301,12 +286,7 @@ class Publisher:
         if status == b"ok" or status == b"dup":
             # Only who asks for a call again is told that it was stored before; our own second try is no duplicate.
             answer = read_appended(reply, batch.count, duplicate=lane.attempted and status == b"dup")
-            at = 0
-            for call in batch.calls:
-                end = at + len(call.events)
-                if not call.future.done():
-                    call.future.set_result(answer[at:end])
-                at = end
+            batch.answer(answer)
             self._done(lane)
         elif status == b"refused":
             self._end(lane, batch, error_for(reply[1].decode()) or LogRefused(reply[1].decode()[:200]))
@@ -344,7 +324,7 @@ class Publisher:
         """Give up waiting for what became of a batch."""
         batch.over = True
         for call in batch.calls:
-            call.fail(_unknown(lane, batch, call))
+            call.fail(batch.unknown(lane.stream, call))
         lane.renew()
         self._done(lane)
 
@@ -378,7 +358,7 @@ class Publisher:
         seen = batch.maybe_sent or batch.sent
         for call in batch.calls:
             if now >= call.deadline:
-                call.fail(_unknown(lane, batch, call) if seen else LogTimeout("the log did not answer in time"))
+                call.fail(batch.unknown(lane.stream, call) if seen else LogTimeout("the log did not answer in time"))
         if now >= batch.deadline:
             batch.over = True
             lane.renew()
@@ -417,19 +397,3 @@ class Publisher:
                 self._loop.call_later(AGAIN_SECONDS * random.uniform(0.5, 1.5), self._again, lane, batch)
         if lane.idle:
             self._active.discard(lane)
-
-
-def _unknown(lane: Lane, batch: Batch, call: Call) -> OutcomeUnknown:
-    return OutcomeUnknown(
-        "the log did not say whether it stored the events",
-        receipt=batch.receipt(lane.stream, call),
-        stream=lane.stream,
-    )
-
-
-def _calls(batch: Batch | None) -> list[Call]:
-    return batch.calls if batch is not None else []
-
-
-def _or_none(number: int | None) -> int | str:
-    return "-" if number is None else number
