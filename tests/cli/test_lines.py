@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from base64 import b64decode
 
 from hypothesis import given
@@ -38,7 +39,7 @@ def test_text_stays_text_whatever_the_cuts(text: str, cuts: list[int], limit: in
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     splitter = LineSplitter(limit=limit)
     pieces: list[Piece] = []
-    for begin, end in zip(places, places[1:], strict=False):
+    for begin, end in itertools.pairwise(places):
         pieces += splitter.feed(data[begin:end])
         pieces += splitter.flush()
     pieces += splitter.close()

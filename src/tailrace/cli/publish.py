@@ -23,6 +23,7 @@ BATCH = 250
 LINGER_SECONDS = 0.05
 """Lines that come this close together leave together."""
 MAX_LINE_BYTES = 9_437_184
+PATIENT_SECONDS = 60.0
 
 
 def publish(
@@ -192,7 +193,9 @@ async def _publish(
 
 async def _send(client: Any, stream: str, events: list[Event], *, quiet: bool, before: int) -> int:
     try:
-        appended: list[Appended] = await client.publish_many(stream, events)
+        # Once it flows, a restart of the server is waited for; at the start a wrong address is told at once.
+        seconds = PATIENT_SECONDS if before else None
+        appended: list[Appended] = await client.publish_many(stream, events, timeout_seconds=seconds)
     except TailraceError as exc:
         if before:
             complain(f"{before} events were published before this")

@@ -26,14 +26,14 @@ class Target(msgspec.Struct, frozen=True):
     url: str
     token: str | None
     folder: Path | None
-    """The data folder that was found, for spools; None: there is none."""
+    """The data folder that was found; None: there is none."""
 
-    def client(self, *, spool: Path | None = None) -> Tailrace:
-        """A client for it."""
+    def client(self, *, timeout_seconds: float = 3.0) -> Tailrace:
+        """A client for it. Somebody waits in front of a terminal: not for long."""
         from tailrace.client.client import Tailrace
 
         # An empty text keeps the client from looking into the environment: that was done here, with care.
-        return Tailrace(self.url, token=self.token or "", spool=spool)
+        return Tailrace(self.url, token=self.token or "", timeout_seconds=timeout_seconds)
 
 
 def find_target(url: str | None, token: str | None) -> Target:

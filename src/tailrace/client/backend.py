@@ -17,10 +17,23 @@ from tailrace.core.names import StreamName
 from tailrace.errors import InvalidCursor
 from tailrace.eventlog.base import Appended, StreamInfo
 
-__all__ = ["Backend", "FollowOptions", "Link", "PageQuery", "Place", "Source", "pause_before", "resume_of"]
+__all__ = [
+    "CALL_SECONDS",
+    "Backend",
+    "FollowOptions",
+    "Link",
+    "PageQuery",
+    "Place",
+    "Source",
+    "pause_before",
+    "resume_of",
+]
 
 Place: TypeAlias = str | EntryId | datetime | None
 """Where to begin: a cursor that was given out, an id, a time, `"0"` (the first record), `"$"` (now), None (default)."""
+
+
+CALL_SECONDS = 10.0
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -68,6 +81,8 @@ class Source(Protocol):
 class Backend(Protocol):
     """One way to a log."""
 
+    call_seconds: float
+    """How long a call is tried when nothing else is said."""
     batch_events: int
     """How many events one append may carry."""
 

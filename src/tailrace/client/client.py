@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tailrace.client.backend import Backend, FollowOptions, Link, PageQuery, Place, resume_of
+from tailrace.client.backend import CALL_SECONDS, Backend, FollowOptions, Link, PageQuery, Place, resume_of
 from tailrace.client.credentials import Token
 from tailrace.client.history import History
 from tailrace.client.subscription import Subscription
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tailrace", "open_backend", "target_of"]
 
-PUBLISH_SECONDS = 10.0
 MAX_EVENT_BYTES = 8_388_608
 """Only what no server takes is refused here; the server knows its own limit."""
 MAX_BATCH_BYTES = 6_291_456
@@ -43,6 +42,7 @@ class Tailrace:
         spool: folder in which `emit` keeps what is not delivered yet; without one it is kept in memory.
         key_prefix: first part of the keys in Redis, as the gateway's; only for the URL of a Redis.
         ssl: an `ssl.SSLContext` for `https://`; without: the system's certificates.
+        timeout_seconds: how long a call is tried when nothing else is said.
 
     Belongs to one event loop. Use it as a context manager, or call `aclose`.
     """
@@ -55,11 +55,13 @@ class Tailrace:
         spool: Path | str | None = None,
         key_prefix: str = "tailrace:",
         ssl: Any = None,
+        timeout_seconds: float = CALL_SECONDS,
     ) -> None:
         url = url or os.environ.get("TAILRACE_URL")
         if not url:
             raise ConfigError("no address: give one, or set TAILRACE_URL")
         self._backend = open_backend(url, os.environ.get("TAILRACE_TOKEN") if token is None else token, key_prefix, ssl)
+        self._backend.call_seconds = timeout_seconds
         self._spool = Path(spool) if spool is not None else None
         self._target = target_of(url)
         self._emitting: Emitting | None = None
@@ -89,7 +91,7 @@ class Tailrace:
         uid: str | None = None,
         key: str | None = None,
         actor: str | None = None,
-        timeout_seconds: float = PUBLISH_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> Appended:
         """Publish one event and return its id: it is in the log, once, however often it had to be sent.
 
@@ -101,10 +103,10 @@ class Tailrace:
             LogUnavailable: not stored in time. OutcomeUnknown: perhaps; `retry(error.receipt)` settles it.
         """
         event = Event(type, data, uid, key, actor)
-        return (await self.publish_many(stream, [event], timeout_seconds=timeout_seconds))[0]
+        return (await self.publish_many(stream, [event], timeout_seconds=self._seconds(timeout_seconds)))[0]
 
     async def publish_many(
-        self, stream: str, events: Iterable[Event], *, timeout_seconds: float = PUBLISH_SECONDS
+        self, stream: str, events: Iterable[Event], *, timeout_seconds: float | None = None
     ) -> list[Appended]:
         """Publish events in their order and return their ids.
 
@@ -119,19 +121,19 @@ class Tailrace:
         done: list[Appended] = []
         for batch in _batches(checked, self._backend.batch_events):
             try:
-                done += await self._backend.append(name, batch, seconds=timeout_seconds)
+                done += await self._backend.append(name, batch, seconds=self._seconds(timeout_seconds))
             except TailraceError as exc:
                 exc.data["appended"] = len(done)
                 raise
         return done
 
-    async def retry(self, receipt: object, *, timeout_seconds: float = PUBLISH_SECONDS) -> list[Appended]:
+    async def retry(self, receipt: object, *, timeout_seconds: float | None = None) -> list[Appended]:
         """Settle an `OutcomeUnknown`: its events are stored once, whatever became of the first try.
 
         Raises: as `publish`.
         """
         self._check_open()
-        return await self._backend.retry(receipt, seconds=timeout_seconds)
+        return await self._backend.retry(receipt, seconds=self._seconds(timeout_seconds))
 
     def emit(
         self,
@@ -285,6 +287,9 @@ class Tailrace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _seconds(self, given: float | None) -> float:
+        return self._backend.call_seconds if given is None else given
 
     def _check_open(self) -> None:
         if self._closed:

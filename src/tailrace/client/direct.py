@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
-from tailrace.client.backend import FollowOptions, Link, PageQuery, pause_before
+from tailrace.client.backend import CALL_SECONDS, FollowOptions, Link, PageQuery, pause_before
 from tailrace.client.wire import PageAnswer
 from tailrace.codes import CloseCode
 from tailrace.core.cursor import Resume
@@ -31,6 +31,7 @@ class DirectLog:
     """The `Backend` on a log object. Its connection and hub are made on first use."""
 
     batch_events = 1_000
+    call_seconds = CALL_SECONDS
 
     def __init__(self, open_log: Callable[[], Awaitable[Log]], kinds: Kinds, *, closes: bool = True) -> None:
         self._open_log = open_log

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.client.backend import FollowOptions, PageQuery, pause_before
+from tailrace.client.backend import CALL_SECONDS, FollowOptions, PageQuery, pause_before
 from tailrace.client.credentials import Credentials, Token
 from tailrace.client.http import HttpClient, HttpFailure, Response
 from tailrace.client.problems import error_of
@@ -36,7 +36,6 @@ from tailrace.eventlog.base import Appended, StreamInfo
 __all__ = ["RemoteLog"]
 
 API = "/api/v1"
-CALL_SECONDS = 10.0
 ATTEMPT_SECONDS = 8.0
 """One attempt; a black-holed server must not eat the whole deadline of a retried call."""
 
@@ -71,6 +70,7 @@ class RemoteLog:
         if not self.http.base:
             self.http.base = API
         self.credentials = Credentials(token)
+        self.call_seconds = CALL_SECONDS
         self._uid_prefix = secrets.token_hex(8)
         self._uid_count = 0
 
@@ -171,9 +171,9 @@ class RemoteLog:
         """See `Backend`."""
         await self.http.aclose()
 
-    async def _call(self, method: str, path: str, *, body: bytes = b"", seconds: float = CALL_SECONDS) -> bytes:
+    async def _call(self, method: str, path: str, *, body: bytes = b"", seconds: float | None = None) -> bytes:
         """One request until it is answered, refused for good, or the time is over."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + (self.call_seconds if seconds is None else seconds)
         attempt, perhaps, renewed = 0, False, False
         while True:
             error: TailraceError

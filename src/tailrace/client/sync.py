@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tailrace.client.backend import Link, Place
-from tailrace.client.client import PUBLISH_SECONDS, Tailrace
+from tailrace.client.backend import CALL_SECONDS, Link, Place
+from tailrace.client.client import Tailrace
 from tailrace.client.credentials import Token
 from tailrace.client.subscription import Subscription
 from tailrace.core.event import Event, Gap, Item, Record
@@ -90,8 +90,11 @@ class TailraceSync:
         spool: Path | str | None = None,
         key_prefix: str = "tailrace:",
         ssl: Any = None,
+        timeout_seconds: float = CALL_SECONDS,
     ) -> None:
-        self._make = lambda: Tailrace(url, token=token, spool=spool, key_prefix=key_prefix, ssl=ssl)
+        self._make = lambda: Tailrace(
+            url, token=token, spool=spool, key_prefix=key_prefix, ssl=ssl, timeout_seconds=timeout_seconds
+        )
         self._lock = threading.Lock()
         self._abandoned: list[_Engine] = []
         self._closed = False
@@ -107,7 +110,7 @@ class TailraceSync:
         uid: str | None = None,
         key: str | None = None,
         actor: str | None = None,
-        timeout_seconds: float = PUBLISH_SECONDS,
+        timeout_seconds: float | None = None,
     ) -> Appended:
         """See `Tailrace.publish`."""
         engine = self._running()
@@ -116,13 +119,13 @@ class TailraceSync:
         )
 
     def publish_many(
-        self, stream: str, events: Iterable[Event], *, timeout_seconds: float = PUBLISH_SECONDS
+        self, stream: str, events: Iterable[Event], *, timeout_seconds: float | None = None
     ) -> list[Appended]:
         """See `Tailrace.publish_many`."""
         engine = self._running()
         return engine.call(engine.client.publish_many(stream, list(events), timeout_seconds=timeout_seconds))
 
-    def retry(self, receipt: object, *, timeout_seconds: float = PUBLISH_SECONDS) -> list[Appended]:
+    def retry(self, receipt: object, *, timeout_seconds: float | None = None) -> list[Appended]:
         """See `Tailrace.retry`."""
         engine = self._running()
         return engine.call(engine.client.retry(receipt, timeout_seconds=timeout_seconds))
