@@ -443,3 +443,16 @@ async def test_authorizer_that_fails_ends_no_connection() -> None:
         await eventually(lambda: failing.calls > 3)
         await it.publish(1)
         await client.until(b'"data":1}')
+
+
+async def test_websocket_to_a_foreign_host_is_refused() -> None:
+    async with live(allowed_hosts=("test",)) as it:
+        for host, status in (("test", b" 101 "), ("evil.example", b" 403 ")):
+            async with it.serving.client() as client:
+                head = [
+                    f"GET /api/v1/streams/run:42/ws HTTP/1.1\r\nHost: {host}",
+                    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13",
+                    f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nAuthorization: Bearer {ROOT}",
+                ]
+                await client.send(("\r\n".join(head) + "\r\n\r\n").encode())
+                assert status in await client.until(b"\r\n\r\n")
