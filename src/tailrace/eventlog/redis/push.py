@@ -348,7 +348,8 @@ class PushTail:
         if head.id == watched.last and head.state is StreamState.OPEN:
             watched.move(head)  # the pushes brought everything; only what we knew of its life was old
             return
-        if moving and head.state is known.state and head.incarnation == known.incarnation:
+        if moving and head.state is StreamState.OPEN:
+            watched.head = head  # pushes are on their way; the next comparison tells whether all of them came
             return
         watched.move(head)
         self._listener.on_head(watched.stream, head)
