@@ -184,3 +184,18 @@ async def test_metrics_count_what_happened_with_our_own_words_as_labels() -> Non
     assert 'route="/streams/{stream}/events",status="201"' in text
     assert "canary" not in text
     assert "PROPFIND" not in text
+
+
+async def test_application_starts_without_its_log_and_becomes_ready_when_it_comes(start_redis: StartRedis) -> None:
+    server = await start_redis()
+    await server.stop()
+    async with on_redis(server) as it:
+        alive = await it.call("GET", "/healthz", auth=None)
+        status, body = await readiness(it)
+        publish = await it.call("POST", "/api/v1/streams/run:1/events", json={"type": "a"})
+        await server.start()
+        await eventually(lambda: is_ready(it), timeout=6)
+
+    assert alive.status_code == 200
+    assert (status, body["status"]) == (503, "starting")
+    assert publish.status_code == 503
