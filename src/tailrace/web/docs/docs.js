@@ -13,6 +13,9 @@ const code = (text) => element("code", { textContent: text });
 const block = (value) =>
   element("pre", { textContent: typeof value === "string" ? value : JSON.stringify(value, null, 2) });
 
+// Text in which `…` is code.
+const prose = (text = "") => text.split("`").map((part, index) => (index % 2 ? code(part) : part));
+
 function typeOf(schema = {}) {
   if (schema.enum) return schema.enum.join(" | ");
   const type = [schema.type ?? "any"].flat().join(" | ");
@@ -29,7 +32,7 @@ function parameters(list) {
       element("td", {}, code(each.name)),
       element("td", { className: "note", textContent: each.in }),
       element("td", { textContent: typeOf(each.schema) }),
-      element("td", { textContent: each.description ?? "" }),
+      element("td", {}, ...prose(each.description)),
     ),
   );
   return element("section", {}, element("h4", { textContent: "Parameters" }), element("table", {}, ...rows));
@@ -59,7 +62,7 @@ function responses(map) {
         "summary",
         {},
         element("span", { className: status >= "400" ? "bad" : "", textContent: `${status} ` }),
-        each.description ?? "",
+        ...prose(each.description),
       ),
       element("div", {}, contents("", each.content)),
     ),
@@ -94,7 +97,7 @@ function operation(path, method, described, shared) {
     element(
       "div",
       {},
-      element("p", { textContent: described.description ?? "" }),
+      element("p", {}, ...prose(described.description)),
       block(curl(method, path, described)),
       parameters([...(shared ?? []), ...(described.parameters ?? [])]),
       contents("Body", described.requestBody?.content),
