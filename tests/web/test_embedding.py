@@ -130,3 +130,19 @@ def test_application_needs_a_log_or_a_place_for_one() -> None:
         create_app(settings_of())
     with pytest.raises(ConfigError):
         create_app()
+
+
+async def test_defect_inside_of_another_application_does_not_end_an_event_source() -> None:
+    class Broken:
+        async def authorize(self, principal: Principal, action: Action, stream: StreamName) -> bool:
+            raise RuntimeError("canary")
+
+    gateway = create_gateway(Settings(), log=MemoryLog(), authenticate=by_header, authorizer=Broken())
+    app = FastAPI(lifespan=lifespan_of(gateway))
+    app.include_router(tailrace_router(gateway))
+    async with serving(app) as served, served.client() as client:
+        await client.get("/streams/run:1/events/stream", "X-User: a", "Accept: text/event-stream")
+        answer = await client.rest()
+
+    assert b"event: stream.refused" in answer
+    assert b"canary" not in answer

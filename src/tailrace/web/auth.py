@@ -133,7 +133,7 @@ class Access:
 
         Raises:
             Unauthorized, Forbidden, Malformed: nobody who was proven.
-            LogUnavailable: it cannot be found out now.
+            LogUnavailable, KeysUnavailable: it cannot be found out now.
         """
         return (await self.identify(connection, holder=None)).principal
 

@@ -21,10 +21,11 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from tailrace.codes import CloseCode
 from tailrace.config import Settings
-from tailrace.errors import ConfigError, LogUnavailable, Unauthorized
+from tailrace.errors import ConfigError, TailraceError, Unauthorized
 
-__all__ = ["Key", "KeySource", "create_key_source"]
+__all__ = ["Key", "KeySetUrl", "KeySource", "KeysUnavailable", "create_key_source"]
 
 log = logging.getLogger("tailrace.auth")
 
@@ -38,6 +39,16 @@ MAX_STALE_SECONDS = 86_400.0
 _HMAC = ("HS256", "HS384", "HS512")
 _RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+
+
+class KeysUnavailable(TailraceError):
+    """The keys of tokens cannot be had now, so nobody's token can be checked."""
+
+    code = "KEYS_UNAVAILABLE"
+    status = 503
+    close_code = CloseCode.LOG_UNAVAILABLE
+    retryable = True
+    retry_after = 2.0
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -56,7 +67,7 @@ class KeySource(Protocol):
 
         Raises:
             Unauthorized: there is none for this algorithm and key id.
-            LogUnavailable: the keys cannot be had now.
+            KeysUnavailable: the keys cannot be had now.
         """
 
 
@@ -232,7 +243,7 @@ class KeySetUrl:
                 finally:
                     self._tried_at = self._clock()
         if self._clock() - self._fetched_at > MAX_STALE_SECONDS:
-            raise LogUnavailable("the keys of tokens cannot be fetched now", retry_after=2.0)
+            raise KeysUnavailable("the keys of tokens cannot be fetched now")
 
     async def _fetch(self) -> bytes:
         import httpx

@@ -156,6 +156,12 @@ class ProblemRoute(APIRoute):
                 return answer_error(request, error)
             except RequestValidationError as error:
                 return problem(request, _invalid(error))
+            except Exception:
+                # Elsewhere the application around us answers its defects; an EventSource would be gone for good.
+                if request.method != "GET" or not accepts_event_stream(request):
+                    raise
+                log.exception("a request met a defect", extra={"route": self.path})
+                return answer_defect(request)
 
         return guarded
 

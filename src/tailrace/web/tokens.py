@@ -117,7 +117,7 @@ class TokenVerifier:
 
         Raises:
             Unauthorized: the token proves nothing here and now.
-            LogUnavailable: the keys cannot be had now.
+            KeysUnavailable: the keys cannot be had now.
         """
         now = self._clock()
         found = self._proven.get(token)
