@@ -175,15 +175,22 @@ async def open_site(*, leases: LeaseStore | None = None, **settings: Any) -> Asy
         stack.push_async_callback(log.aclose)
         served = await stack.enter_async_context(serving(create_app(given, log=log, leases=leases)))
         site = Site(served, log)
-        yield site
-        served.server.should_exit = True
+        try:
+            yield site
+        finally:
+            await _end(site)
 
-        def ended() -> bool:
-            # An orderly end, with the application's own: the page would come back until nobody listens any more.
-            site.drop_connections()
-            return bool(served.server.lifespan.shutdown_event.is_set())
 
-        await eventually(ended, 10)
+async def _end(site: Site) -> None:
+    """An orderly end, with the application's own. Pages would come back until nobody listens any more."""
+    server = site.served.server
+    server.should_exit = True
+
+    def ended() -> bool:
+        site.drop_connections()
+        return bool(server.lifespan.shutdown_event.is_set())
+
+    await eventually(ended, 10)
 
 
 @pytest_asyncio.fixture

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
-from tests.browser.conftest import LivePage, OpenPage, Site
+from tests.browser.conftest import LivePage, OpenPage, Site, open_site
 from tests.support.tokens import token
 from tests.support.wait import eventually
 
@@ -137,6 +138,37 @@ async def test_bad_token_asks_for_a_better_one(open_page: OpenPage, site: Site, 
     await live.page.click("#sign-in-form button[type=submit]")
 
     await live.wait_state("live")
+
+
+@pytest.mark.slow
+async def test_token_that_runs_out_while_watching_can_be_replaced(open_page: OpenPage, site: Site, auth: str) -> None:
+    live = await watching(open_page, site, token("ada", read=["run:*"], exp=int(time.time()) + 3))
+    ids = await publish(site, "before")
+    await live.wait_ids(ids)
+    await live.wait_state("refused", 20)
+    ids += await publish(site, "meanwhile")
+
+    await live.page.fill("#token", auth)
+    await live.page.click("#sign-in-form button[type=submit]")
+
+    await live.wait_ids(ids)
+    await live.wait_state("live")
+
+
+async def test_page_that_lost_its_place_to_another_stays_away_until_asked(open_page: OpenPage, auth: str) -> None:
+    async with open_site(max_connections_per_user=1) as site:
+        first = await watching(open_page, site, auth)
+        second = await watching(open_page, site, auth)
+
+        await first.wait_state("refused")
+        assert "REPLACED" in (await first.page.text_content("#state-detail") or "")
+        ids = await publish(site, "hello")
+        await second.wait_ids(ids)
+        assert first.opened == 1
+
+        await first.page.click("#resume")
+        await first.wait_ids(ids)
+        await second.wait_state("refused")
 
 
 async def test_page_without_a_token_asks_for_one(open_page: OpenPage, site: Site) -> None:

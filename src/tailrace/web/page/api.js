@@ -17,13 +17,12 @@ export class Problem extends Error {
 }
 
 export class Api {
+  token; // may be replaced by a newer one
   #prefix;
-  #token;
-  #connection = name(); // the same whenever this one comes back, so that it takes its own seat among a user's limit
 
   constructor(prefix, token) {
     this.#prefix = prefix;
-    this.#token = token;
+    this.token = token;
   }
 
   /** A short-lived token that may stand in an address, made from the bearer token. */
@@ -38,9 +37,13 @@ export class Api {
     return events[0].id;
   }
 
-  /** Where a native EventSource reads a stream; `cursor` null means the stream kind's own choice. */
-  streamAddress(stream, cursor, minted) {
-    const query = new URLSearchParams({ stream, named: "0", format: "envelope", connection: this.#connection });
+  /**
+   * Where a native EventSource reads a stream; `cursor` null means the stream kind's own choice.
+   *
+   * A connection that comes back under the same name takes its own seat among those a user may have.
+   */
+  streamAddress(stream, cursor, connection, minted) {
+    const query = new URLSearchParams({ stream, named: "0", format: "envelope", connection });
     query.set("sse_token", minted);
     if (cursor !== null) query.set("last_event_id", cursor);
     return `${this.#prefix}/events/stream?${query}`;
@@ -64,7 +67,7 @@ export class Api {
   }
 
   async #post(path, body) {
-    const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.#token}` };
+    const headers = { "Content-Type": "application/json", Authorization: `Bearer ${this.token}` };
     let answer;
     try {
       answer = await fetch(this.#prefix + path, { method: "POST", headers, body, cache: "no-store" });
@@ -74,10 +77,6 @@ export class Api {
     if (!answer.ok) throw await problemOf(answer);
     return answer.json();
   }
-}
-
-function name() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 async function problemOf(answer) {

@@ -20,7 +20,9 @@ class Page {
   #history = new History();
   #feed = this.#newFeed();
   #chain = new Chain();
+  #api = null;
   #session = null;
+  #stream = null; // what is watched
   #spoken = 0;
 
   start() {
@@ -64,9 +66,10 @@ class Page {
     credentials.writeFragment(stream, from);
     credentials.rememberStream(stream);
     this.#showRecent();
-    const api = new Api(PREFIX, credentials.token());
-    const session = new Session(api, stream, from === "" ? null : from);
+    this.#api = new Api(PREFIX, credentials.token());
+    const session = new Session(this.#api, stream, from === "" ? null : from);
     this.#session = session;
+    this.#stream = stream;
     this.#listen(session);
     byId("welcome").hidden = true;
     setText(byId("publish-stream"), stream);
@@ -146,8 +149,7 @@ class Page {
   }
 
   async #publish(type, data) {
-    const stream = byId("publish-stream").textContent;
-    return new Api(PREFIX, credentials.token()).publish(stream, { type, data });
+    return this.#api.publish(this.#stream, { type, data });
   }
 
   // What is shown
@@ -251,9 +253,17 @@ class Page {
       byId("token").value = "";
       dialog.close();
       this.#showToken();
-      const stream = byId("stream").value.trim();
-      if (stream && byId("stream").checkValidity()) this.watch(stream, byId("from").value);
+      this.#signedIn();
     });
+  }
+
+  /** There is another token: go on where the last one left off, or begin. */
+  #signedIn() {
+    const stream = byId("stream").value.trim();
+    if (this.#session && stream === this.#stream) {
+      this.#api.token = credentials.token();
+      this.#session.resume();
+    } else if (stream && byId("stream").checkValidity()) this.watch(stream, byId("from").value);
   }
 
   /** For screen readers: how many came, now and then, instead of every line. */

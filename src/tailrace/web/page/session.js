@@ -31,6 +31,7 @@ export class Session extends EventTarget {
   cursor;
   #api;
   #stream;
+  #name = newName();
   #source = null;
   #timer = null;
   #turn = 0; // counts connections; callbacks of earlier ones are ignored
@@ -47,6 +48,8 @@ export class Session extends EventTarget {
 
   /** Begin, or go on from the cursor. */
   resume() {
+    // One that was sent away for good comes back as another, because somebody asked for it.
+    if (this.state.name === "refused") this.#name = newName();
     this.#attempt = 0;
     return this.#connect();
   }
@@ -74,7 +77,8 @@ export class Session extends EventTarget {
     this.#become({ name: "connecting", attempt: this.#attempt });
     try {
       const minted = await this.#api.mint();
-      if (turn === this.#turn) this.#listen(this.#api.streamAddress(this.#stream, this.cursor, minted));
+      if (turn !== this.#turn) return;
+      this.#listen(this.#api.streamAddress(this.#stream, this.cursor, this.#name, minted));
     } catch (problem) {
       if (turn === this.#turn) this.#failed(problem);
     }
@@ -178,6 +182,10 @@ export class Session extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+function newName() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function parse(event) {
