@@ -13,6 +13,7 @@ import pytest_asyncio
 from tailrace.core.event import Event, StreamState
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
+from tailrace.core.page import Head
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.redis.log import RedisLog
@@ -130,6 +131,27 @@ async def test_everything_appended_while_watch_is_under_way_is_told(log: Log, he
         for stream in streams:
             after = [entry for entry in stored[stream] if entry > heads[stream].id]
             await eventually(lambda: all(heard.told(stream, entry, since) for entry in after))  # noqa: B023
+
+
+async def test_everything_appended_while_watch_is_under_way_is_pushed_by_a_healthy_log(
+    log: Log, heard: Recorder
+) -> None:
+    streams = [StreamName(f"run:race-{index}") for index in range(50)]
+    heads: dict[StreamName, Head] = {}
+
+    async def watch(stream: StreamName) -> None:
+        heads[stream] = await tail.watch(stream)
+
+    async with running(log.open_tail(heard)) as tail:
+        await tail.watch(STREAM)
+        for stream in streams:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(watch(stream))
+                stored = [entry for number in range(8) for entry in await append(log, stream, number)]
+            after = [entry for entry in stored if entry > heads[stream].id]
+            await eventually(lambda: heard.ids(stream)[-len(after) :] == after, 0.5)  # noqa: B023
+
+    assert heard.doubts == {}
 
 
 async def test_two_watches_of_one_stream_are_one(log: Log, heard: Recorder) -> None:

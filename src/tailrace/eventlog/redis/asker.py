@@ -60,6 +60,7 @@ class Asker:
         self.up = asyncio.Event()
         """Set while there is a connection."""
         self._owner = owner
+        self._failing = False
 
     async def run(self) -> None:
         """Keep asking until cancelled."""
@@ -72,14 +73,14 @@ class Asker:
                 self.up.set()
                 while True:
                     await self._owner.tick(self)
+                    self._failing = False
                     pause.reset()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(TICK_SECONDS):
                             await self.wake.wait()
                     self.wake.clear()
             except (LogUnavailable, ReplyError) as exc:
-                level = logging.ERROR if isinstance(exc, ReplyError) else logging.DEBUG
-                log.log(level, "no answer", extra={"node": self.endpoint.label, "error": str(exc)})
+                self._log_failure(exc)
                 self._owner.unreachable(self.endpoint)
                 await pause.wait()
             finally:
@@ -87,6 +88,12 @@ class Asker:
                 if self.connection is not None:
                     self.connection.abort()
                     self.connection = None
+
+    def _log_failure(self, exc: Exception) -> None:
+        """Say it once, until it is well again."""
+        if not self._failing or isinstance(exc, ReplyError):
+            log.warning("the node does not answer", extra={"node": self.endpoint.label, "error": str(exc)})
+        self._failing = True
 
     async def ask(self, *command: bytes | str | int) -> Any:
         """Ask the node something.

@@ -32,6 +32,8 @@ PROBE_SECONDS = 0.5
 """A probe comes back this soon after its PUBLISH was answered, or something is wrong …"""
 BACKLOG_SECONDS = 3.0
 """… unless pushes keep coming in: then it waits in line behind them."""
+STEADY_SECONDS = 1.0
+"""A push connection that was up so long is replaced at once when it is lost; others wait longer and longer."""
 SUBSCRIBE_SECONDS = 5.0
 """For the acknowledgement of one batch."""
 BATCH = 500
@@ -131,8 +133,11 @@ class Link(Asker):
                 self._push = push
                 self._sharded = self._cluster and push.version >= (7, 0, 0)
                 await self._resubscribe()
-                pause.reset()
-                await asyncio.wait((push.closed, self._defect), return_when=asyncio.FIRST_COMPLETED)
+                ends = (push.closed, self._defect)
+                ended, _ = await asyncio.wait(ends, timeout=STEADY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if not ended:
+                    pause.reset()
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 if self._defect.done():
                     await self._defect
             except LogUnavailable as exc:

@@ -125,10 +125,12 @@ class PushTail:
                 try:
                     await watched.wait_subscribed()
                     head = (await self._heads((stream,)))[stream]
-                finally:
+                except BaseException:
                     watched.attaching -= 1
                     if watched.head is None and watched.attaching == 0:
                         self.unwatch(stream)
+                    raise
+                watched.attaching -= 1
         except TimeoutError as exc:
             raise LogUnavailable(f"the subscription to {stream} was not acknowledged in time") from exc
         self._dropped.pop(watched, None)

@@ -98,36 +98,51 @@ class _Asking(Topology):
         super().__init__(address)
         self._stale = True
         self._asked_at = float("-inf")
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._followers = 0
+        self._kept: Connection | None = None
+        """While somebody follows: the connection that answered last."""
 
     def lost(self, endpoint: Endpoint) -> None:
         self._stale = True
         self._wake.set()
 
     async def follow(self) -> None:
-        while True:
-            try:
-                await self._refresh()
-            except LogUnavailable:
-                self._stale = True
-            self._wake.clear()
-            pause = SENTINEL_POLL_SECONDS if self._stale else self.poll_seconds
-            try:
-                async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
-                    await self._wake.wait()
-            except TimeoutError:
-                self._stale = True
+        self._followers += 1
+        try:
+            while True:
+                try:
+                    await self._refresh()
+                except LogUnavailable:
+                    self._stale = True
+                self._wake.clear()
+                pause = SENTINEL_POLL_SECONDS if self._stale else self.poll_seconds
+                try:
+                    async with asyncio.timeout(pause * random.uniform(0.8, 1.2)):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self._stale = True
+        finally:
+            self._followers -= 1
+            if self._followers == 0 and self._kept is not None:
+                self._kept.abort()
+                self._kept = None
 
     async def _fresh(self) -> None:
         if self._stale:
             await self._refresh()
 
     async def _refresh(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # Another loop than before (asyncio.run once more): its clock, locks and connections are not ours.
+            self._loop, self._lock, self._wake, self._kept = loop, asyncio.Lock(), asyncio.Event(), None
+            self._asked_at, self._stale = float("-inf"), True
         async with self._lock:
             if not self._stale:
                 return
-            loop = asyncio.get_running_loop()
             await asyncio.sleep(self._asked_at + REFRESH_PAUSE_SECONDS - loop.time())
             self._asked_at = loop.time()
             # Cleared first: what is told while we ask must make us ask again.
@@ -150,12 +165,28 @@ class _Asking(Topology):
         raise NotImplementedError
 
     async def _ask(self, endpoint: Endpoint, *command: str) -> Any:
-        deadline = asyncio.get_running_loop().time() + ASK_SECONDS
-        connection = await Connection.open(endpoint, deadline=deadline)
+        """Ask one server; while somebody follows, its connection is kept for the next time."""
+        connection, self._kept = self._kept, None
+        if connection is not None and (connection.endpoint != endpoint or connection.closed.done()):
+            connection.abort()
+            connection = None
+        answered = False
         try:
-            return await connection.call(*command, deadline=deadline)
-        except ReplyError as exc:
-            raise LogUnavailable(f"{endpoint.label} does not say who has the keys: {exc.code}") from exc
+            if connection is None:
+                connection = await _open(endpoint)
+            reply = await _call(connection, *command)
+            answered = True
+            return reply
+        finally:
+            if answered and self._followers:
+                self._kept = connection
+            elif connection is not None:
+                connection.abort()
+
+    async def _ask_once(self, endpoint: Endpoint, *command: str) -> Any:
+        connection = await _open(endpoint)
+        try:
+            return await _call(connection, *command)
         finally:
             connection.abort()
 
@@ -170,6 +201,12 @@ class _Sentinel(_Asking):
         super().__init__(address)
         self._sentinels = list(address.seeds)
         self._master: Endpoint | None = None
+        self._suspected = False
+        """Somebody could not use the master: have it say again that it is one."""
+
+    def lost(self, endpoint: Endpoint) -> None:
+        self._suspected = True
+        super().lost(endpoint)
 
     async def endpoint_for(self, slot: int | None = None) -> Endpoint:
         await self._fresh()
@@ -206,7 +243,10 @@ class _Sentinel(_Asking):
         if not reply:
             raise LogUnavailable(f"the sentinel {sentinel.label} does not know the service {service!r}")
         master = self.address.data.at(_text(reply[0]), int(reply[1]))
-        role = await self._ask(master, "ROLE")
+        if master == self._master and not self._suspected:
+            return master
+        self._suspected = False
+        role = await self._ask_once(master, "ROLE")
         if role[0] != b"master":
             raise LogUnavailable(f"{master.label} is not the master yet")
         return master
@@ -257,7 +297,8 @@ class _Cluster(_Asking):
     async def _ask_all(self) -> None:
         last = LogUnavailable("no server of the cluster answers")
         known = random.sample(self._nodes, len(self._nodes))
-        for node in dict.fromkeys((*known, *self.address.seeds)):
+        first = (self._kept.endpoint,) if self._kept is not None else ()
+        for node in dict.fromkeys((*first, *known, *self.address.seeds)):
             try:
                 reply = await self._ask(node, "CLUSTER", "SLOTS")
             except LogUnavailable as exc:
@@ -279,6 +320,18 @@ class _Cluster(_Asking):
         self._slots, self._nodes = slots, tuple(nodes)
         if changed:
             self._changed()
+
+
+async def _open(endpoint: Endpoint) -> Connection:
+    deadline = asyncio.get_running_loop().time() + ASK_SECONDS
+    return await Connection.open(endpoint, deadline=deadline, name="tailrace-topology")
+
+
+async def _call(connection: Connection, *command: str) -> Any:
+    try:
+        return await connection.call(*command, deadline=asyncio.get_running_loop().time() + ASK_SECONDS)
+    except ReplyError as exc:
+        raise LogUnavailable(f"{connection.endpoint.label} does not say who has the keys: {exc.code}") from exc
 
 
 def _ranges(reply: list[Any], asked: Endpoint, login: Endpoint) -> Iterable[tuple[int, int, Endpoint]]:
