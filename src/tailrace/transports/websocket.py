@@ -2,7 +2,8 @@
 
 Rules of this file
 1. Who may connect was decided before; here a connection is accepted, served and closed with a code.
-2. One function owns all tasks of a connection; whichever ends first decides how the connection ends.
+2. The subscription's end is the connection's end: whatever else ends it (the client, a lost lease, a limit, a defect)
+   closes the subscription with a code, and the first one counts. One function owns all tasks.
 3. A client that does not read is cut off: nothing of ours waits for it longer than `closing_seconds`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -23,7 +24,7 @@ from tailrace.core.cursor import Resume
 from tailrace.core.event import Degraded
 from tailrace.core.names import StreamName
 from tailrace.errors import LogError, TailraceError
-from tailrace.hub.block import Block, Form, SinkClosed, SinkStuck
+from tailrace.hub.block import Block, Form, SinkClosed
 from tailrace.hub.hub import Hub
 from tailrace.hub.subscription import Subscription
 from tailrace.transports.pulse import Pulse
@@ -32,14 +33,12 @@ from tailrace.transports.ws_protocol import WsOffer
 from tailrace.transports.ws_session import Meter, SessionOptions, Verdict
 from tailrace.transports.ws_sink import RawWsSink, SendWsSink, WsSink, WsSinkOptions
 
-__all__ = ["Guard", "Socket", "StreamSocket", "WsOptions", "awaited", "cancel_all", "refuse"]
+__all__ = ["Socket", "StreamSocket", "WsOptions", "cancel_all", "refuse"]
 
 log = logging.getLogger("tailrace.websocket")
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Guard: TypeAlias = Callable[[], Awaitable[CloseCode]]
-"""Runs beside the connection and returns when it has to end: a lease was lost, a token ran out, …"""
 
 
 class WsOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,13 +69,14 @@ class Nowhere:
 class Socket:
     """What both kinds share: the handshake's end, the tasks, the close."""
 
-    def __init__(self, hub: Hub, pulse: Pulse, options: WsOptions, guards: Sequence[Guard]) -> None:
+    def __init__(self, hub: Hub, pulse: Pulse, options: WsOptions) -> None:
         self._hub = hub
         self._pulse = pulse
         self._options = options
-        self._guards = guards
         self._sink: WsSink
         self._subscription: Subscription
+        self._ending: CloseCode | None = None
+        self._reads = False
         self._offer: WsOffer | None = None
         self._retry_after = random.uniform(*options.retry_seconds)
 
@@ -105,22 +105,60 @@ class Socket:
         if self._hub.degraded:
             self._sink.say(frames.degraded_payload(Degraded(active=True)))
 
-    async def _live(self, send: Send, parts: Sequence[Coroutine[Any, Any, CloseCode]]) -> CloseCode | None:
-        """Run everything until something ends, then close. Return the code; None: the client left."""
-        pump = asyncio.create_task(self._sink.run())
-        tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(part)
-            for part in (self._subscription.run(), *(awaited(guard) for guard in self._guards), *parts)
-        ]
+    async def _live(self, receive: Receive, send: Send) -> CloseCode | None:
+        """Feed the client until something ends, then close. Return the code; None: the client left."""
+        listener = asyncio.create_task(self._listen(receive))
+        pump = self._sink.begin(self._ended)
         try:
-            await asyncio.wait((pump, *tasks), return_when=asyncio.FIRST_COMPLETED)
-            code = _outcome((pump, *tasks))
-            await cancel_all(tasks)
-            if code is not None:
-                await self._close(code, send)
-            return code
+            code = await self._feed()
+            await cancel_all(listener)
+            await self._close(code, send)
+        except SinkClosed:
+            return None
         finally:
-            await cancel_all((pump, *tasks))
+            await cancel_all(listener, pump)
+        return code
+
+    async def _feed(self) -> CloseCode:
+        try:
+            return await self._subscription.run()
+        except SinkClosed:
+            raise
+        except Exception:
+            log.exception("a subscription failed")
+            return CloseCode.INTERNAL
+
+    async def _receive(self, receive: Receive) -> CloseCode:
+        """Deal with what the client says; return why the connection has to end. Raises: SinkClosed when it left."""
+        raise NotImplementedError
+
+    async def _listen(self, receive: Receive) -> None:
+        try:
+            self.close(await self._receive(receive))
+        except SinkClosed:
+            self._ended(None)
+        except Exception:
+            log.exception("a connection failed")
+            self.close(CloseCode.INTERNAL)
+
+    def close(self, code: CloseCode) -> None:
+        """Let the connection end with `code`, from whatever reason. The first call counts."""
+        self._ending = self._ending or code
+        if self._reads:
+            self._subscription.close(code)
+
+    def _adopt(self, subscription: Subscription) -> None:
+        """Take the subscription that this connection is for."""
+        self._subscription = subscription
+        self._reads = True
+        if self._ending is not None:
+            subscription.close(self._ending)
+
+    def _ended(self, code: CloseCode | None) -> None:
+        if code is None:
+            self._subscription.abandon()
+        else:
+            self._subscription.close(code)
 
     async def _close(self, code: CloseCode, send: Send) -> None:
         """Say why and when to come back, then close; a client that does not read is cut off (rule 3)."""
@@ -154,9 +192,8 @@ class StreamSocket(Socket):
         resume: Resume,
         *,
         format: str = "envelope",  # noqa: A002 - the word of the wire
-        guards: Sequence[Guard] = (),
     ) -> None:
-        super().__init__(hub, pulse, options, guards)
+        super().__init__(hub, pulse, options)
         self._stream = stream
         self._resume = resume
         self._form = frames.WsForm(format=format)
@@ -168,7 +205,7 @@ class StreamSocket(Socket):
         if not await self._accept(scope, receive, send, subprotocol):
             return None
         try:
-            self._subscription = await self._hub.open({self._stream: self._resume}, Nowhere())
+            self._adopt(await self._hub.open({self._stream: self._resume}, Nowhere()))
         except LogError as error:
             await refuse(send, error, retry_after=self._retry_after, seconds=self._options.closing_seconds)
             return error.close_code
@@ -176,7 +213,7 @@ class StreamSocket(Socket):
             with suppress(OSError):
                 await self._start(send, self._form)
                 self._pulse.add(self)
-                return await self._live(send, [self._receive(receive)])
+                return await self._live(receive, send)
             return None
         finally:
             self._pulse.remove(self)
@@ -221,26 +258,9 @@ async def _send_close(send: Send, code: CloseCode, seconds: float) -> None:
             await send({"type": "websocket.close", "code": int(code), "reason": code.name})
 
 
-async def awaited(guard: Callable[[], Awaitable[CloseCode]]) -> CloseCode:
-    return await guard()
-
-
-def _outcome(tasks: Sequence[asyncio.Task[Any]]) -> CloseCode | None:
-    """What ended a connection; None: the client is gone."""
-    errors = [task.exception() for task in tasks if task.done()]
-    if any(isinstance(error, SinkClosed) for error in errors):
-        return None
-    if any(isinstance(error, SinkStuck) for error in errors):
-        return CloseCode.SLOW
-    for error in errors:
-        if error is not None:
-            log.error("a connection failed", exc_info=error)
-            return CloseCode.INTERNAL
-    code: CloseCode = next(task.result() for task in tasks if task.done())
-    return code
-
-
-async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+async def cancel_all(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel tasks and wait until they have ended."""
     for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        if task is not None:
+            task.cancel()
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)

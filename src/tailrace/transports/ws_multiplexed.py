@@ -25,7 +25,7 @@ from tailrace.hub.hub import Hub
 from tailrace.hub.subscription import Lane
 from tailrace.transports import ws_session as session_
 from tailrace.transports.pulse import Pulse
-from tailrace.transports.websocket import Guard, Nowhere, Receive, Send, Socket, WsOptions, awaited, cancel_all
+from tailrace.transports.websocket import Nowhere, Receive, Send, Socket, WsOptions, cancel_all
 from tailrace.transports.ws_session import Session
 
 __all__ = ["Gate", "MultiplexedSocket"]
@@ -62,17 +62,14 @@ class Gate(Protocol):
 class MultiplexedSocket(Socket):
     """A connection that reads and writes streams by commands."""
 
-    def __init__(
-        self, hub: Hub, pulse: Pulse, append: Append, gate: Gate, options: WsOptions, *, guards: Sequence[Guard] = ()
-    ) -> None:
-        super().__init__(hub, pulse, options, guards)
+    def __init__(self, hub: Hub, pulse: Pulse, append: Append, gate: Gate, options: WsOptions) -> None:
+        super().__init__(hub, pulse, options)
         self._append_to_log = append
         self._gate = gate
         self._session = Session(options.session, asyncio.get_running_loop().time())
         self._works: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(options.parallel_commands)
         self._order = asyncio.Lock()
-        self._ending: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
 
     async def serve(
         self, scope: MutableMapping[str, Any], receive: Receive, send: Send, subprotocol: str | None = None
@@ -80,33 +77,29 @@ class MultiplexedSocket(Socket):
         """Accept the connection and serve it to its end. Return the code it was closed with; None: the client left."""
         if not await self._accept(scope, receive, send, subprotocol):
             return None
-        self._subscription = await self._hub.open({}, Nowhere(), stays_open=True)
+        self._adopt(await self._hub.open({}, Nowhere(), stays_open=True))
         try:
             with suppress(OSError):
                 await self._start(send, frames.WsForm())
                 self._pulse.add(self)
-                return await self._live(send, [self._receive(receive), awaited(lambda: self._ending)])
+                return await self._live(receive, send)
             return None
         finally:
             self._pulse.remove(self)
-            await cancel_all(tuple(self._works))
+            await cancel_all(*self._works)
             self._subscription.detach()
 
     def beat(self) -> None:
         """See `Beating`: a heartbeat when idle; a client that answers none is gone."""
         now = asyncio.get_running_loop().time()
         if self._session.is_gone(now):
-            self._end(CloseCode.SLOW)
+            self.close(CloseCode.SLOW)
         elif self._sink.beat():
             self._session.pinged(now)
 
     def deny(self, stream: StreamName) -> None:
         """The permission to read a stream was lost."""
         self._unread(self._session.denied(stream))
-
-    def _end(self, code: CloseCode) -> None:
-        if not self._ending.done():
-            self._ending.set_result(code)
 
     async def _receive(self, receive: Receive) -> CloseCode:
         now = asyncio.get_running_loop().time
@@ -150,7 +143,7 @@ class MultiplexedSocket(Socket):
         self._slots.release()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a command failed", exc_info=error)
-            self._end(CloseCode.INTERNAL)
+            self.close(CloseCode.INTERNAL)
 
     # -- commands ------------------------------------------------------------------------------------------
 

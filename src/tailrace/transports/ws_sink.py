@@ -11,11 +11,12 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from typing import Any, Protocol
+from functools import lru_cache, partial
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from tailrace.codes import CloseCode
 from tailrace.core.event import Item
 from tailrace.core.wsframe import text_frame
 from tailrace.hub.block import Block, Form, Sink, SinkClosed, SinkStuck
@@ -23,12 +24,14 @@ from tailrace.transports.rawhttp import RawChannel
 
 __all__ = ["RawWsSink", "SendWsSink", "WsSink", "WsSinkOptions"]
 
-BLOCK_BYTES = 2_097_152
-"""A larger block of several records is refused: its reader comes by the log's pages, which are smaller."""
 TURN_MESSAGES = 64
 """A pump that finds its connection always writable lets the others have a turn after so many messages."""
 SAID_FACTOR = 4
 """A client that leaves so many times the limit unread, because it asks and asks, is stuck."""
+
+
+OnEnd: TypeAlias = Callable[[CloseCode | None], None]
+"""Told how a connection ends that its client ended: SLOW when it is stuck, None when it is gone."""
 
 
 class WsSinkOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,12 +75,8 @@ class WsSink(Sink, Protocol):
     async def flush(self, seconds: float) -> bool:
         """Wait until all that was written has left. False: the time was over first, or the client is gone."""
 
-    async def run(self) -> None:
-        """Own the sending until the client is gone or stuck.
-
-        Raises:
-            SinkClosed, SinkStuck: which of them.
-        """
+    def begin(self, on_end: OnEnd) -> asyncio.Task[None] | None:
+        """Begin to send; `on_end` is called when the client is gone or stuck. A task belongs to the caller."""
 
 
 class RawWsSink:
@@ -94,22 +93,16 @@ class RawWsSink:
         self._form = framed(form)
         self._heartbeat = text_frame(heartbeat)
         self._options = options
-        self._ending: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_end: OnEnd = _nobody
         self._standing: tuple[int, float] | None = None
-        channel.on_lost = self._lost
-        if channel.lost:
-            self._lost()
 
     def write(self, block: Block) -> bool:
         """See `Sink`: one write of bytes that all readers of the same form share."""
         channel = self._channel
         if channel.paused:
             return False
-        data = block.encode(self._form)
-        if len(data) > BLOCK_BYTES and len(block.cells) > 1:
-            return False
         channel.touched = True
-        channel.write(data)
+        channel.write(block.encode(self._form))
         return True
 
     def say(self, payload: bytes) -> None:
@@ -120,7 +113,7 @@ class RawWsSink:
         channel.touched = True
         channel.write(text_frame(payload))
         if channel.unsent > SAID_FACTOR * self._options.unsent_bytes:
-            self._end(SinkStuck())
+            self._on_end(CloseCode.SLOW)
 
     async def wait_writable(self) -> None:
         """See `Sink`; a client that takes single bytes is slow, not stuck."""
@@ -154,7 +147,7 @@ class RawWsSink:
         if self._standing is None or unsent < self._standing[0]:
             self._standing = (unsent, now)
         elif now - self._standing[1] >= self._options.stuck_seconds:
-            self._end(SinkStuck())
+            self._on_end(CloseCode.SLOW)
 
     async def flush(self, seconds: float) -> bool:
         """See `WsSink`."""
@@ -165,18 +158,12 @@ class RawWsSink:
                 return True
         return False
 
-    async def run(self) -> None:
-        """See `WsSink`: the channel sends by itself; wait for its end."""
-        await asyncio.shield(self._ending)
-
-    def _lost(self) -> None:
-        self._end(SinkClosed())
-
-    def _end(self, why: SinkClosed | SinkStuck) -> None:
-        if not self._ending.done():
-            self._ending.set_exception(why)
-            # Whoever runs this sink is told; when nobody does any more, nobody has to be.
-            self._ending.exception()
+    def begin(self, on_end: OnEnd) -> None:
+        """See `WsSink`: the channel sends by itself, and the server tells its end."""
+        self._on_end = on_end
+        self._channel.on_lost = partial(on_end, None)
+        if self._channel.lost:
+            on_end(None)
 
 
 class SendWsSink:
@@ -208,11 +195,8 @@ class SendWsSink:
         if self._full or self._ended is not None:
             return False
         messages = [cell.frame(self._form) for cell in block.cells]
-        size = sum(map(len, messages))
-        if size > BLOCK_BYTES and len(messages) > 1:
-            return False
         self._messages.extend(messages)
-        self._put(size)
+        self._put(sum(map(len, messages)))
         return True
 
     def say(self, payload: bytes) -> None:
@@ -254,21 +238,23 @@ class SendWsSink:
                     await self._room.wait()
         return not self._unsent and self._ended is None
 
-    async def run(self) -> None:
-        """See `WsSink`: the pump."""
-        ended: type[SinkClosed] | type[SinkStuck] = SinkClosed
+    def begin(self, on_end: OnEnd) -> asyncio.Task[None]:
+        """See `WsSink`: the task is the pump."""
+        return asyncio.create_task(self._pump(on_end))
+
+    async def _pump(self, on_end: OnEnd) -> None:
         try:
             while True:
                 await self._more.wait()
                 self._more.clear()
                 await self._drain()
         except TimeoutError:
-            ended = SinkStuck
-            raise SinkStuck from None
+            self._ended = SinkStuck
+            on_end(CloseCode.SLOW)
         except OSError:
-            raise SinkClosed from None
+            on_end(None)
         finally:
-            self._ended = ended
+            self._ended = self._ended or SinkClosed
             self._room.set()
 
     async def _drain(self) -> None:
@@ -288,3 +274,7 @@ class SendWsSink:
             self._deadline = None
             if messages:
                 await asyncio.sleep(0)
+
+
+def _nobody(code: CloseCode | None) -> None:
+    """Nobody is to be told yet."""

@@ -64,6 +64,7 @@ class _Endpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._options = _options(gateway)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = HTTPConnection(scope)
@@ -130,7 +131,7 @@ class _Endpoint:
     ) -> None:
         metrics = self._gateway.metrics
         metrics.opened.labels(self.transport).inc()
-        lease.begin()
+        lease.begin(socket.close)
         code: CloseCode | None = None
         try:
             code = await socket.serve(connection.scope, receive, send, chosen_subprotocol(connection))
@@ -152,7 +153,7 @@ class _Multiplexed(_Endpoint):
             return await gateway.log.append(stream, events)
 
         async def serve(receive: Receive, send: Send) -> None:
-            socket = MultiplexedSocket(hub, gateway.pulse, append, gate, _options(gateway), guards=(lease.wait_ended,))
+            socket = MultiplexedSocket(hub, gateway.pulse, append, gate, self._options)
             lease.on_denied = socket.deny
             await self._serve_leased(lease, connection, socket, receive, send)
 
@@ -173,9 +174,7 @@ class _OneStream(_Endpoint):
         lease = await self._admit(connection, identity, nonce, (stream,))
 
         async def serve(receive: Receive, send: Send) -> None:
-            socket = StreamSocket(
-                hub, gateway.pulse, _options(gateway), stream, resume, format=form, guards=(lease.wait_ended,)
-            )
+            socket = StreamSocket(hub, gateway.pulse, self._options, stream, resume, format=form)
             await self._serve_leased(lease, connection, socket, receive, send)
 
         return serve
