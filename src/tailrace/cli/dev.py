@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailrace.cli.console import complain, err, out
-from tailrace.cli.target import FOLDER, TOKEN_FILE, URL_FILE
+from tailrace.cli.target import FOLDER, SPOOL_FOLDER, TOKEN_FILE, URL_FILE
 from tailrace.cli.token import SECRET_FILE, mint
 from tailrace.errors import ConfigError
 
@@ -76,12 +76,11 @@ async def _dev(settings: Settings, folder: Path, token: str | None) -> int:
 
     from pydantic import SecretStr
 
-    from tailrace import server
     from tailrace.eventlog.embedded import EmbeddedRedis
 
     sock = _listen(settings)
     if settings.redis_url is not None:
-        return await server.serve(settings, sock=sock, on_started=lambda url: _started(folder, url, token))
+        return await _serve(settings, sock, folder, token)
     embedded = EmbeddedRedis(folder)
     try:
         with _progress("starting Redis"):
@@ -89,13 +88,36 @@ async def _dev(settings: Settings, folder: Path, token: str | None) -> int:
         settings = settings.model_copy(update={"redis_url": SecretStr(embedded.url)})
         keeper = asyncio.create_task(embedded.run(), name="embedded-redis")
         try:
-            return await server.serve(settings, sock=sock, on_started=lambda url: _started(folder, url, token))
+            return await _serve(settings, sock, folder, token)
         finally:
             keeper.cancel()
             await asyncio.wait([keeper])
     finally:
         sock.close()
         await embedded.stop()
+
+
+async def _serve(settings: Settings, sock: Any, folder: Path, token: str | None) -> int:
+    """Serve, and deliver what killed commands left in the folder."""
+    import asyncio
+
+    from tailrace import server
+    from tailrace.cli.leftovers import deliver_leftovers
+
+    leftovers: list[asyncio.Task[None]] = []
+
+    def started(url: str) -> None:
+        _started(folder, url, token)
+        if token is not None:
+            delivering = deliver_leftovers(folder / SPOOL_FOLDER, url, token)
+            leftovers.append(asyncio.create_task(delivering, name="leftovers"))
+
+    try:
+        return await server.serve(settings, sock=sock, on_started=started)
+    finally:
+        for task in leftovers:
+            task.cancel()
+        await asyncio.gather(*leftovers, return_exceptions=True)
 
 
 def _listen(settings: Settings) -> Any:

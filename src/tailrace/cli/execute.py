@@ -18,7 +18,7 @@ import typer
 from tailrace.cli.console import complain, run, say
 from tailrace.cli.exits import ExitCode
 from tailrace.cli.options import TokenOption, UrlOption
-from tailrace.cli.target import Target, find_target
+from tailrace.cli.target import SPOOL_FOLDER, Target, find_target
 from tailrace.errors import TailraceError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def spool_folder(target: Target, given: Path | None) -> Path:
     if given is not None:
         return given
     if target.folder is not None:
-        return target.folder / "spool"
+        return target.folder / SPOOL_FOLDER
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "tailrace" / "spool"
 
@@ -121,12 +121,12 @@ def _execute(
 ) -> int:
     from tailrace.cli.run.child import CannotStart, Child
     from tailrace.cli.run.session import Recorder, Session, epilogue
-    from tailrace.client.client import target_of
     from tailrace.client.spool import SpoolFile
 
     uid = secrets.token_hex(6)
     name = re.sub(r"[^A-Za-z0-9.-]", "_", stream)
-    spool = SpoolFile.create(folder, name, target_of(target.url), epilogue=epilogue(stream, uid), max_bytes=spool_bytes)
+    last = epilogue(stream, uid)
+    spool = SpoolFile.create(folder, name, target.spool_target(folder), epilogue=last, max_bytes=spool_bytes)
     environment = os.environ | {"TAILRACE_STREAM": stream}
     try:
         child = Child.start(command, env=environment)
@@ -159,12 +159,12 @@ class Courier:
         """Run the session beside the deliveries; afterwards wait a while for what is left. Return the exit code."""
         import asyncio
 
-        from tailrace.client.client import open_backend, target_of
+        from tailrace.client.client import open_backend
         from tailrace.client.emitting import Delivery
         from tailrace.client.spool import orphans
 
         backend = open_backend(self._target.url, self._target.token or "")
-        others = list(orphans(self._folder, target_of(self._target.url)))
+        others = list(orphans(self._folder, self._target.spool_target(self._folder)))
         mine = Delivery(backend, self._spool, threaded=False, on_refused=self._on_refused, on_trouble=self._on_trouble)
         deliveries = [mine, *(Delivery(backend, other, threaded=False) for other in others)]
         self._recorder.on_put = mine.wake

@@ -13,10 +13,13 @@ from tailrace.errors import ConfigError
 if TYPE_CHECKING:
     from tailrace.client.client import Tailrace
 
-__all__ = ["FOLDER", "Target", "data_folder", "find_target", "own_folder"]
+__all__ = ["FOLDER", "HOME", "SPOOL_FOLDER", "Target", "data_folder", "find_target", "own_folder"]
 
 FOLDER = ".tailrace"
 URL_FILE = "url"
+SPOOL_FOLDER = "spool"
+HOME = "home"
+"""In a spool's header: the server of the folder that the spool is in."""
 TOKEN_FILE = "token"  # noqa: S105 - a file's name
 
 
@@ -27,6 +30,16 @@ class Target(msgspec.Struct, frozen=True):
     token: str | None
     folder: Path | None
     """The data folder that was found; None: there is none."""
+    home: bool = False
+    """Whether the server is the folder's own."""
+
+    def spool_target(self, spool_folder: Path) -> str:
+        """Whom events that are kept in a folder are for. A data folder's own server may move to another port."""
+        from tailrace.client.client import target_of
+
+        if self.home and self.folder is not None and spool_folder == self.folder / SPOOL_FOLDER:
+            return HOME
+        return target_of(self.url)
 
     def client(self, *, timeout_seconds: float = 3.0) -> Tailrace:
         """A client for it. Somebody waits in front of a terminal: not for long."""
@@ -50,9 +63,10 @@ def find_target(url: str | None, token: str | None) -> Target:
     token = token or os.environ.get("TAILRACE_TOKEN")
     if not url:
         raise ConfigError("no server: start one here with `tailrace dev`, give --url, or set TAILRACE_URL")
-    if token is None and here is not None and url.rstrip("/") == here.rstrip("/"):
+    home = here is not None and url.rstrip("/") == here.rstrip("/")
+    if token is None and home:
         token = _read(folder, TOKEN_FILE)
-    return Target(url, token, folder)
+    return Target(url, token, folder, home)
 
 
 def data_folder() -> Path | None:

@@ -40,7 +40,8 @@ class Tailrace:
         token: for a gateway, a JWT or a function (async or not) that answers a fresh one; None: `TAILRACE_TOKEN`;
             an empty text: no token.
         spool: folder in which `emit` keeps what is not delivered yet; without one it is kept in memory.
-        key_prefix: first part of the keys in Redis, as the gateway's; only for the URL of a Redis.
+        key_prefix: first part of the keys in Redis, as the gateway's, for the URL of a Redis; without:
+            `TAILRACE_KEY_PREFIX`, else `tailrace:`.
         ssl: an `ssl.SSLContext` for `https://`; without: the system's certificates.
         timeout_seconds: how long a call is tried when nothing else is said.
 
@@ -53,7 +54,7 @@ class Tailrace:
         *,
         token: Token | None = None,
         spool: Path | str | None = None,
-        key_prefix: str = "tailrace:",
+        key_prefix: str | None = None,
         ssl: Any = None,
         timeout_seconds: float = CALL_SECONDS,
     ) -> None:
@@ -302,7 +303,7 @@ def target_of(url: str) -> str:
     return f"{scheme.lower()}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
 
 
-def open_backend(url: str, token: Token | None, key_prefix: str = "tailrace:", ssl: Any = None) -> Backend:
+def open_backend(url: str, token: Token | None, key_prefix: str | None = None, ssl: Any = None) -> Backend:
     """The way to the log at a URL."""
     scheme = url.partition("://")[0].lower()
     if scheme in ("http", "https"):
@@ -311,7 +312,7 @@ def open_backend(url: str, token: Token | None, key_prefix: str = "tailrace:", s
         return RemoteLog(url, token, ssl=ssl)
     from tailrace.client.direct import DirectLog
 
-    return DirectLog.at(url, key_prefix)
+    return DirectLog.at(url, os.environ.get("TAILRACE_KEY_PREFIX", "tailrace:") if key_prefix is None else key_prefix)
 
 
 def _checked(event: Event) -> Event:

@@ -215,6 +215,8 @@ class Emitting:
         finally:
             self._task.cancel()
             await asyncio.wait([self._task])
+            if (error := self._ended()) is not None:
+                log.error("emitted events are not delivered any more", exc_info=error)
             for spool in self._spools:
                 await asyncio.to_thread(spool.close)
 

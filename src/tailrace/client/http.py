@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -161,12 +161,15 @@ class _Connection(asyncio.Protocol):
 
     async def send(self, request: bytes) -> Response:
         """Write a request and wait for the head of its answer."""
-        assert self._transport is not None  # noqa: S101 - made by create_connection
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._owner.forget(self)
+            raise HttpFailure("the connection was lost", sent=False)
         response = self._response = Response(self)
         self._parser = httptools.HttpResponseParser(self)
         self._headers = {}
         self._got_bytes = False
-        self._transport.write(request)
+        transport.write(request)
         try:
             await response.wait_started()
         except BaseException:
@@ -194,8 +197,8 @@ class _Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
+        # uvloop's transports are transports by behaviour only.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._got_bytes = True

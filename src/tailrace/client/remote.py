@@ -18,7 +18,7 @@ from tailrace.client.http import HttpClient, HttpFailure, Response
 from tailrace.client.problems import error_of
 from tailrace.client.remote_source import RemoteSource
 from tailrace.client.wire import PageAnswer, decode_page, encode_events
-from tailrace.core.cursor import Resume
+from tailrace.core.cursor import MAX_STREAMS, Resume
 from tailrace.core.event import Event, StreamState
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
@@ -109,6 +109,8 @@ class RemoteLog:
         self, resume: Mapping[StreamName, Resume], options: FollowOptions, give_up_seconds: float | None
     ) -> RemoteSource:
         """See `Backend`."""
+        if len(resume) > MAX_STREAMS:
+            raise UsageError(f"one connection reads at most {MAX_STREAMS} streams")
         return RemoteSource(self.open_stream, self.info, resume, options, give_up_seconds)
 
     async def open_stream(self, query: Sequence[tuple[str, str]], last_event_id: str | None) -> Response:

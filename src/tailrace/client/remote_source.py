@@ -291,7 +291,11 @@ class RemoteSource:
 
     def _take_closed(self, closed: Closed) -> None:
         if may_return(closed.code):
-            self._down(closed.detail or closed.reason.lower().replace("_", " "), closed.retry_after)
+            retry_after = closed.retry_after
+            if retry_after is None and self._parser.retry_ms is not None:
+                # Drawn by the server from a range, so that clients it sends away together do not return together.
+                retry_after = self._parser.retry_ms / 1_000
+            self._down(closed.detail or closed.reason.lower().replace("_", " "), retry_after)
             return
         self._hang_up()
         if closed.code in _FINISHED:

@@ -88,7 +88,7 @@ class TailraceSync:
         *,
         token: Token | None = None,
         spool: Path | str | None = None,
-        key_prefix: str = "tailrace:",
+        key_prefix: str | None = None,
         ssl: Any = None,
         timeout_seconds: float = CALL_SECONDS,
     ) -> None:

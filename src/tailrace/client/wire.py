@@ -111,7 +111,7 @@ def decode_record(data: bytes) -> Record:
     """
     try:
         return _record(_ENVELOPE.decode(data))
-    except (ValueError, InvalidCursor) as exc:
+    except (ValueError, RecursionError, InvalidCursor) as exc:
         raise CorruptRecord(f"the server sent something that is no record: {exc}") from exc
 
 
@@ -123,7 +123,7 @@ def decode_control(data: bytes) -> Told | None:
     """
     try:
         return _told(_CONTROL.decode(data))
-    except (ValueError, InvalidCursor) as exc:
+    except (ValueError, RecursionError, InvalidCursor) as exc:
         raise CorruptRecord(f"the server sent a control event that cannot be read: {exc}") from exc
 
 
@@ -137,7 +137,7 @@ def decode_page(body: bytes) -> PageAnswer:
         page = _PAGE.decode(body)
         records = tuple(_record(each) for each in page.events)
         gaps = [_told(each) for each in page.gaps or ([page.gap] if page.gap is not None else [])]
-    except (ValueError, InvalidCursor) as exc:
+    except (ValueError, RecursionError, InvalidCursor) as exc:
         raise CorruptRecord(f"the server sent something that is no page: {exc}") from exc
     return PageAnswer(records, page.has_more, page.next_id, tuple(each for each in gaps if isinstance(each, Gap)))
 
