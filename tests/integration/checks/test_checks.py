@@ -405,6 +405,20 @@ def test_every_script_stays_within_the_published_rights() -> None:
     assert used <= allowed
 
 
+def test_the_page_names_exactly_these_rights() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "redis-user.md").read_text()
+
+    block = page.partition("```text\n")[2].partition("```")[0].split()
+    assert block[:5] == ["ACL", "SETUSER", "tailrace", "on", ">PASSWORD"]
+    assert block[5:] == acl_rules("tailrace:")
+    assert set(acl_rules("tailrace:")) - set(acl_rules("tailrace:", (6, 2))) == {
+        "+spublish",
+        "+ssubscribe",
+        "+sunsubscribe",
+        "+cluster|shards",
+    }
+
+
 # -- around it ---------------------------------------------------------------------------------------------------------
 
 
