@@ -31,6 +31,8 @@ __all__ = ["RawWebSocketProtocol", "WsOffer"]
 
 CLOSE_SECONDS = 5.0
 """How long the client has to answer a close frame."""
+GRACE_SECONDS = 1.0
+"""How long the application has to close its connections when the server ends, before they are closed for it."""
 
 
 class WsOffer:
@@ -131,9 +133,23 @@ class RawWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(CLOSE_SECONDS, self.transport.close)
 
     def shutdown(self) -> None:
-        """The server ends."""
+        """The server ends. Who was told to go by the application is given the time to be told."""
+        if self.handshake_complete and not self.close_sent and not self.disconnected:
+            self.loop.call_later(GRACE_SECONDS, self._send_away)
+        else:
+            self.take_back()
+            super().shutdown()
+
+    def _send_away(self) -> None:
+        if self.close_sent or self.disconnected or self.transport.is_closing():
+            return
         self.take_back()
-        super().shutdown()
+        code = CloseCode.GOING_AWAY
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": code.name})
+        self.conn.send_close(code, code.name)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.transport.close()
 
     def lend(self) -> RawChannel | None:
         """Lend the transport; None: it is closing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from tailrace.web.params import choice, integer, range_id, read_body, since_id, 
 from tailrace.web.principal import Action
 from tailrace.web.problems import ProblemRoute
 
-__all__ = ["json_response", "streams_router"]
+__all__ = ["append_counted", "json_response", "streams_router"]
 
 MAX_KEY_CHARACTERS = 128
 
@@ -58,7 +59,7 @@ def streams_router(gateway: Gateway) -> APIRouter:
         name = StreamName.parse(stream)
         await access.require(await access.principal(request), Action.WRITE, name)
         events = await _read_events(request, gateway, name)
-        stored = await _append(gateway, name, events)
+        stored = await append_counted(gateway, name, events)
         return json_response(
             {"events": [{"id": str(each.id), "stream": name, "duplicate": each.duplicate} for each in stored]}, 201
         )
@@ -170,7 +171,8 @@ def _traced(request: Request, events: list[Event]) -> list[Event]:
     return [event if event.trace is not None else msgspec.structs.replace(event, trace=trace) for event in events]
 
 
-async def _append(gateway: Gateway, stream: StreamName, events: list[Event]) -> list[Appended]:
+async def append_counted(gateway: Gateway, stream: StreamName, events: Sequence[Event]) -> list[Appended]:
+    """Append for a client, and count what became of it. Raises: as `Log.append`."""
     metrics = gateway.metrics
     kind = stream.kind if stream.kind in gateway.kinds else "other"
     begun = time.perf_counter()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from fastapi import APIRouter
@@ -23,10 +24,8 @@ from starlette.routing import WebSocketRoute
 from tailrace.codes import CloseCode
 from tailrace.core.codec import Limits
 from tailrace.core.cursor import parse_resume
-from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.errors import Forbidden, TailraceError
-from tailrace.eventlog.base import Appended
 from tailrace.transports.websocket import StreamSocket, WsOptions, refuse
 from tailrace.transports.ws_multiplexed import MultiplexedSocket
 from tailrace.transports.ws_session import SessionOptions
@@ -37,6 +36,7 @@ from tailrace.web.gateway import Gateway
 from tailrace.web.params import choice, last_event_id
 from tailrace.web.principal import Action
 from tailrace.web.problems import problem
+from tailrace.web.streams import append_counted
 
 __all__ = ["ws_router"]
 
@@ -149,11 +149,8 @@ class _Multiplexed(_Endpoint):
         lease = await self._admit(connection, identity, nonce, ())
         gate = _LeaseGate(gateway, lease)
 
-        async def append(stream: StreamName, events: Sequence[Event]) -> list[Appended]:
-            return await gateway.log.append(stream, events)
-
         async def serve(receive: Receive, send: Send) -> None:
-            socket = MultiplexedSocket(hub, gateway.pulse, append, gate, self._options)
+            socket = MultiplexedSocket(hub, gateway.pulse, partial(append_counted, gateway), gate, self._options)
             lease.on_denied = socket.deny
             await self._serve_leased(lease, connection, socket, receive, send)
 

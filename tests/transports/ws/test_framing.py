@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from collections.abc import AsyncIterator
 
 import pytest
@@ -122,3 +124,33 @@ async def test_a_broken_handshake_is_refused(running: Gate, change: tuple[str, s
 
         head = await client.until(b"\r\n\r\n")
         assert head.split()[1] in (b"400", b"404", b"426")
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_random_bytes_end_at_most_their_own_connection(running: Gate, seed: int) -> None:
+    dice = random.Random(seed)
+    async with running.wire() as neighbour, raw_socket(running) as socket:
+        await neighbour.ask("subscribe", stream="run:1")
+
+        with contextlib.suppress(ConnectionError):
+            for _ in range(dice.randrange(1, 20)):
+                await socket.send(_noise(dice))
+
+        await publish(running.log, 1)
+        assert len(await neighbour.records(1)) == 1
+
+
+def _noise(dice: random.Random) -> bytes:
+    """Bytes, frames of bytes, or nearly a command."""
+    match dice.randrange(3):
+        case 0:
+            return dice.randbytes(dice.randrange(1, 200))
+        case 1:
+            opcode, fin, masked = dice.choice((0, 1, 2, 3, 8, 9, 10, 15)), dice.random() < 0.7, dice.random() < 0.9
+            return frame(
+                opcode, dice.randbytes(dice.randrange(200)), fin=fin, masked=masked, rsv=dice.choice((0, 0, 2))
+            )
+        case _:
+            text = bytearray(b'{"cmd":"subscribe","id":1,"streams":{"run:7":"0"}}')
+            text[dice.randrange(len(text))] = dice.randrange(32, 127)
+            return frame(1, bytes(text))
