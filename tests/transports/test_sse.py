@@ -351,13 +351,13 @@ async def test_a_lost_log_is_told_and_nothing_is_missing_afterwards(site: Site) 
     assert [notice["active"] for notice in stream.controls("degraded")] == [True, False]
 
 
-async def test_a_guard_ends_the_reading_with_its_code() -> None:
+async def test_a_guard_ends_the_reading_with_its_code_and_a_replaced_reader_is_told_to_wait() -> None:
     site = Site()
     revoked = asyncio.Event()
 
     async def guard() -> CloseCode:
         await revoked.wait()
-        return CloseCode.FORBIDDEN
+        return CloseCode.REPLACED
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -373,4 +373,5 @@ async def test_a_guard_ends_the_reading_with_its_code() -> None:
         revoked.set()
         await stream.until_end()
 
-    assert stream.controls("closed")[-1]["code"] == CloseCode.FORBIDDEN
+    assert stream.controls("closed")[-1]["code"] == CloseCode.REPLACED
+    assert stream.parser.retry_ms == 600_000

@@ -37,6 +37,7 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 MAX_STREAMS = 32
+REPLACED_SECONDS = 600.0
 
 
 class _Waiting:
@@ -200,6 +201,9 @@ class SseResponse:
             await channel.abort()
 
     def _come_back(self, code: CloseCode) -> float:
+        if code is CloseCode.REPLACED:
+            # The new connection is of the same page or user: coming back soon would replace that one in turn.
+            return REPLACED_SECONDS
         low, high = self._options.retry_seconds
         return random.uniform(low, high * 3 if may_return(code) else high)
 
