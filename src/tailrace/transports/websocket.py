@@ -192,8 +192,10 @@ class StreamSocket(Socket):
         resume: Resume,
         *,
         format: str = "envelope",  # noqa: A002 - the word of the wire
+        conflate: bool = False,
     ) -> None:
         super().__init__(hub, pulse, options)
+        self._conflate = conflate
         self._stream = stream
         self._resume = resume
         self._form = frames.WsForm(format=format)
@@ -205,7 +207,7 @@ class StreamSocket(Socket):
         if not await self._accept(scope, receive, send, subprotocol):
             return None
         try:
-            self._adopt(await self._hub.open({self._stream: self._resume}, Nowhere()))
+            self._adopt(await self._hub.open({self._stream: self._resume}, Nowhere(), conflate=self._conflate))
         except LogError as error:
             await refuse(send, error, retry_after=self._retry_after, seconds=self._options.closing_seconds)
             return error.close_code

@@ -33,7 +33,7 @@ from tailrace.transports.ws_sink import WsSinkOptions
 from tailrace.web.auth import Identity, chosen_subprotocol
 from tailrace.web.connections import Lease, new_nonce
 from tailrace.web.gateway import Gateway
-from tailrace.web.params import choice, last_event_id
+from tailrace.web.params import boolean, choice, last_event_id
 from tailrace.web.principal import Action
 from tailrace.web.problems import problem
 from tailrace.web.streams import append_counted
@@ -167,11 +167,12 @@ class _OneStream(_Endpoint):
         cursor, _ = last_event_id(connection, max_bytes=gateway.settings.max_cursor_bytes)
         resume = parse_resume(cursor)
         form = choice(connection, "format", ("envelope", "raw")) or gateway.kinds.of(stream).format
+        conflate = boolean(connection, "conflate", default=False)
         hub = gateway.hub
         lease = await self._admit(connection, identity, nonce, (stream,))
 
         async def serve(receive: Receive, send: Send) -> None:
-            socket = StreamSocket(hub, gateway.pulse, self._options, stream, resume, format=form)
+            socket = StreamSocket(hub, gateway.pulse, self._options, stream, resume, format=form, conflate=conflate)
             await self._serve_leased(lease, connection, socket, receive, send)
 
         return serve

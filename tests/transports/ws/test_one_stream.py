@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tailrace.codes import CloseCode
+from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.web.principal import Action, GrantAuthorizer, Grants, Principal
 from tests.support.wait import eventually
@@ -57,6 +58,14 @@ async def test_raw_records_are_the_applications_objects_with_their_id() -> None:
         ids = await publish(running.log, 1)
         async with running.wire(f"{PATH}?format=raw") as wire:
             assert await wire.get() == {"id": ids[0], "n": 1}
+
+
+async def test_a_lagging_reader_may_ask_for_the_latest_of_each_key() -> None:
+    async with gate() as running:
+        events = [Event("progress", {"n": n}, key=f"task-{n % 2}") for n in range(1, 7)]
+        await running.log.append(RUN, events)
+        async with running.wire(f"{PATH}?conflate=1") as wire:
+            assert [record["data"]["n"] for record in await wire.records(2)] == [5, 6]
 
 
 async def test_a_stream_that_starts_now_sends_no_history() -> None:
