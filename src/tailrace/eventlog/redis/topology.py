@@ -245,10 +245,10 @@ class _Sentinel(_Asking):
         master = self.address.data.at(_text(reply[0]), int(reply[1]))
         if master == self._master and not self._suspected:
             return master
-        self._suspected = False
         role = await self._ask_once(master, "ROLE")
         if role[0] != b"master":
             raise LogUnavailable(f"{master.label} is not the master yet")
+        self._suspected = False
         return master
 
 
