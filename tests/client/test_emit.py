@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tailrace.client.client import Tailrace
 from tailrace.client.direct import DirectLog
 from tailrace.core.event import Record
-from tailrace.errors import WouldBlock
+from tailrace.errors import UsageError
 from tailrace.eventlog.memory import MemoryLog
 from tests.support.faulty import FaultyProxy, faulty_proxy
 from tests.support.gateways import gateway_on, mint
@@ -94,15 +95,47 @@ async def test_an_event_that_is_refused_does_not_hold_up_the_others(
     assert "refused" in caplog.text
 
 
-async def test_a_full_inbox_says_so_at_once(proxy: FaultyProxy) -> None:
-    proxy.refusing = True
-    async with Tailrace(proxy.url, token=mint()) as client:
-        for _ in range(16):
-            client.emit("run:1", "note", "x" * 1_000_000)
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_what_does_not_fit_is_counted_and_told_at_its_place(
+    log: MemoryLog, proxy: FaultyProxy, tmp_path: Path, on_disk: bool
+) -> None:
+    async with Tailrace(proxy.url, token=mint(), spool=tmp_path if on_disk else None) as client:
+        client.emit("run:1", "note", -1)
+        assert await client.flush(5)
+        proxy.refusing = True
+        proxy.cut()
+        taken = [client.emit("run:1", "note", [n, "x" * 900_000]) for n in range(40)]
+        assert not client.emit("run:2", "note", ["x" * 900_000])
+        proxy.refusing = False
+        assert await client.flush(30)
+        assert client.emit("run:1", "note", 40)
+        assert await client.flush(10)
 
-        with pytest.raises(WouldBlock):
-            client.emit("run:1", "note", "x" * 1_000_000)
-        await client.aclose(flush_seconds=0)
+    fitted = sum(taken)
+    assert taken == [True] * fitted + [False] * (40 - fitted)
+    assert 0 < fitted < 40
+    async with Tailrace.on(DirectLog.on(log)) as reader:
+        records = await reader.history("run:1").records()
+        others = await reader.history("run:2").records()
+    assert [record.type for record in records] == ["note"] * (1 + fitted) + ["events.skipped", "note"]
+    assert json.loads(records[-2].data)["count"] == 40 - fitted
+    assert [record.type for record in others] == ["events.skipped"]
+
+
+async def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path, proxy: FaultyProxy) -> None:
+    (tmp_path / "file").write_text("")
+    async with Tailrace(proxy.url, token=mint(), spool=tmp_path / "file") as client:
+        client.emit("run:1", "note")
+
+        def told() -> bool:
+            try:
+                client.emit("run:1", "note")
+            except UsageError:
+                return True
+            return False
+
+        await eventually(told)
+        assert not await client.flush(1)
 
 
 async def test_streams_keep_their_order_beside_each_other(log: MemoryLog, proxy: FaultyProxy) -> None:

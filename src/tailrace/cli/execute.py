@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
 import shlex
 import sys
 import time
-from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
+import msgspec
 import typer
 
 from tailrace.cli.console import complain, run, say
@@ -20,13 +19,6 @@ from tailrace.cli.exits import ExitCode
 from tailrace.cli.options import TokenOption, UrlOption
 from tailrace.cli.target import SPOOL_FOLDER, Target, find_target
 from tailrace.errors import TailraceError
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from tailrace.cli.run.session import Recorder, Session
-    from tailrace.client.spool import Entry, SpoolFile
-    from tailrace.core.names import StreamName
 
 __all__ = ["execute", "spool_folder"]
 
@@ -69,25 +61,21 @@ def execute(
 
     `tailrace exec --id nightly-7 -- ./train.py --epochs 3`
     """
+    options = _Options(spool, spool_bytes, grace, wait, quiet)
     name = _stream_name(run_id, stream)
     try:
-        target = find_target(url, token)
-        from tailrace.core.names import StreamName
-
-        code = _execute(
-            target,
-            StreamName.parse(name),
-            command,
-            folder=spool_folder(target, spool),
-            spool_bytes=spool_bytes,
-            grace=grace,
-            wait=wait,
-            quiet=quiet,
-        )
+        raise typer.Exit(_execute(find_target(url, token), name, command, options))
     except TailraceError as exc:
         complain(str(exc))
         raise typer.Exit(ExitCode.EXEC_FAILED) from None
-    raise typer.Exit(code)
+
+
+class _Options(msgspec.Struct, frozen=True):
+    spool: Path | None
+    spool_bytes: int
+    grace: float
+    wait: float
+    quiet: bool
 
 
 def spool_folder(target: Target, given: Path | None) -> Path:
@@ -108,28 +96,25 @@ def _stream_name(run_id: str | None, stream: str | None) -> str:
     return f"run:{run_id or time.strftime('%Y%m%d-%H%M%S-') + secrets.token_hex(3)}"
 
 
-def _execute(
-    target: Target,
-    stream: StreamName,
-    command: list[str],
-    *,
-    folder: Path,
-    spool_bytes: int,
-    grace: float,
-    wait: float,
-    quiet: bool,
-) -> int:
+def _execute(target: Target, name: str, command: list[str], options: _Options) -> int:
     from tailrace.cli.run.child import CannotStart, Child
+    from tailrace.cli.run.courier import Courier
     from tailrace.cli.run.session import Recorder, Session, epilogue
     from tailrace.client.spool import SpoolFile
+    from tailrace.core.names import StreamName
 
+    stream = StreamName.parse(name)
+    folder = spool_folder(target, options.spool)
     uid = secrets.token_hex(6)
-    name = re.sub(r"[^A-Za-z0-9.-]", "_", stream)
-    last = epilogue(stream, uid)
-    spool = SpoolFile.create(folder, name, target.spool_target(folder), epilogue=last, max_bytes=spool_bytes)
-    environment = os.environ | {"TAILRACE_STREAM": stream}
+    spool = SpoolFile.create(
+        folder,
+        re.sub(r"[^A-Za-z0-9.-]", "_", stream),
+        target.spool_target(folder),
+        epilogue=epilogue(stream, uid),
+        max_bytes=options.spool_bytes,
+    )
     try:
-        child = Child.start(command, env=environment)
+        child = Child.start(command, env=os.environ | {"TAILRACE_STREAM": stream})
     except CannotStart as exc:
         complain(str(exc))
         spool.finish()
@@ -137,85 +122,7 @@ def _execute(
         return exc.code
     recorder = Recorder(spool, stream, uid)
     recorder.started(command, child.process.pid, terminal=child.terminal)
-    if sys.stderr.isatty() and not quiet:
+    if sys.stderr.isatty() and not options.quiet:
         say(f"{stream}  (follow it with: tailrace tail {shlex.quote(stream)})")
-    session = Session(child, recorder, grace_seconds=grace, quiet=quiet)
-    courier = Courier(target, folder, spool, recorder)
-    return run(courier.accompany(session, wait))
-
-
-class Courier:
-    """Delivers what the session records, and what others left in the same folder."""
-
-    def __init__(self, target: Target, folder: Path, spool: SpoolFile, recorder: Recorder) -> None:
-        self._target = target
-        self._folder = folder
-        self._spool = spool
-        self._recorder = recorder
-        self._refused: TailraceError | None = None
-        self._trouble: TailraceError | None = None
-
-    async def accompany(self, session: Session, wait: float) -> int:
-        """Run the session beside the deliveries; afterwards wait a while for what is left. Return the exit code."""
-        import asyncio
-
-        from tailrace.client.client import open_backend
-        from tailrace.client.emitting import Delivery
-        from tailrace.client.spool import orphans
-
-        backend = open_backend(self._target.url, self._target.token or "")
-        others = list(orphans(self._folder, self._target.spool_target(self._folder)))
-        mine = Delivery(backend, self._spool, threaded=False, on_refused=self._on_refused, on_trouble=self._on_trouble)
-        deliveries = [mine, *(Delivery(backend, other, threaded=False) for other in others)]
-        self._recorder.on_put = mine.wake
-        tasks = [asyncio.create_task(delivery.run()) for delivery in deliveries]
-        try:
-            code = await session.run()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    for delivery in deliveries:
-                        await _first_of(delivery.wait_empty(), tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await backend.aclose()
-            for spool in (self._spool, *others):
-                spool.close()
-            self._report()
-        return code
-
-    def _on_refused(self, entry: Entry, error: TailraceError) -> None:
-        if self._refused is None:
-            self._refused = error
-            complain(f"{entry.s} does not take this: {error}")
-
-    def _on_trouble(self, error: TailraceError | None) -> None:
-        if error is not None and self._trouble is None:
-            say(f"not delivered for now, the output is kept on disk: {error}", style="yellow")
-        elif error is None and self._trouble is not None:
-            say("delivery goes on", style="green")
-        self._trouble = error
-
-    def _report(self) -> None:
-        if self._spool.pending:
-            why = f": {self._trouble}" if self._trouble is not None else ""
-            complain(
-                f"{self._spool.pending} events are not delivered yet{why}",
-                f"they are kept in {self._folder}; the next `tailrace exec` delivers them",
-            )
-        if self._recorder.lost:
-            complain(f"{self._recorder.lost} pieces of output were not recorded: the spool was full")
-
-
-async def _first_of(waiting: Coroutine[Any, Any, None], tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Wait for a delivery, but not for one whose task has died."""
-    import asyncio
-
-    waiter = asyncio.ensure_future(waiting)
-    try:
-        done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        waiter.cancel()
+    session = Session(child, recorder, grace_seconds=options.grace, quiet=options.quiet)
+    return run(Courier(target, folder, spool, recorder).accompany(session, options.wait))

@@ -145,15 +145,18 @@ class Tailrace:
         uid: str | None = None,
         key: str | None = None,
         actor: str | None = None,
-    ) -> None:
+    ) -> bool:
         """Publish without waiting: the event goes through the spool, in order, once, when the log takes it.
+
+        Never fails because of a server. False: the spool is full and the event was skipped; an event `events.skipped`
+        will say at its place in the stream how many were.
 
         Raises:
             Malformed, TooLarge, InvalidStream: not an event, or not a stream's name.
-            WouldBlock: the spool is full.
+            UsageError: the spool folder cannot be used.
         """
         self._check_open()
-        self._emitter().emit(StreamName.parse(stream), _checked(Event(type, data, uid, key, actor)))
+        return self._emitter().emit(StreamName.parse(stream), _checked(Event(type, data, uid, key, actor)))
 
     async def flush(self, timeout_seconds: float | None = None) -> bool:
         """Wait until everything emitted so far is in the log. False: not within the time."""

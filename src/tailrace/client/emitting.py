@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from tailrace.client.backend import Backend, pause_before
 from tailrace.client.spool import BATCH_EVENTS, Entry, MemorySpool, Spool, SpoolFile, orphans
+from tailrace.core.codec import encode
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.errors import (
@@ -30,6 +31,7 @@ from tailrace.errors import (
     RateLimited,
     TailraceError,
     Unauthorized,
+    UsageError,
     WouldBlock,
 )
 
@@ -43,6 +45,11 @@ LINGER_SECONDS = 0.03
 ATTEMPT_SECONDS = 4.0
 REFUSED_TOKEN_SECONDS = 5.0
 INBOX_BYTES = 16_777_216
+OVERHEAD_BYTES = 160
+STORE_ENTRIES = 100
+FULL_SECONDS = 0.2
+SKIPPED = "events.skipped"
+"""Type of the event that says how many events before it did not fit into the spool."""
 
 
 class Delivery:
@@ -167,7 +174,8 @@ class Emitting:
         self._count = 0
         self._inbox: list[Entry] = []
         self._inbox_bytes = 0
-        self._failure: TailraceError | None = None
+        self._full = False
+        self._skipped: dict[StreamName, int] = {}
         self._arrived = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -175,24 +183,32 @@ class Emitting:
         self._spools: list[Spool] = []
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
 
-    def emit(self, stream: StreamName, event: Event) -> None:
-        """Take an event.
+    def emit(self, stream: StreamName, event: Event) -> bool:
+        """Take an event. False: there is no room; it is counted, and the count is announced in its stream.
 
         Raises:
-            WouldBlock: there is no room.
+            UsageError: events cannot be delivered any more.
         """
         if self._task.done():
-            raise WouldBlock("events are not delivered any more") from self._ended()
-        if self._failure is not None:
-            raise WouldBlock(f"the spool takes no more: {self._failure}") from self._failure
+            raise UsageError("events are not delivered any more; see the log") from self._ended()
+        size = len(event.data) + OVERHEAD_BYTES
+        if self._full or self._inbox_bytes + size > INBOX_BYTES:
+            if not self._skipped:
+                log.error("the spool is full: events are skipped, and counted", extra={"stream": stream})
+            self._skipped[stream] = self._skipped.get(stream, 0) + 1
+            return False
+        skipped = self._skipped.pop(stream, 0)
+        if skipped:
+            self._take(stream, _announcement(skipped))
+        self._take(stream, event)
+        return True
+
+    def _take(self, stream: StreamName, event: Event) -> None:
         if event.uid is None:
             self._count += 1
             event = replace(event, uid=f"{self._uid_prefix}-{self._count}")
-        size = len(event.data) + 160
-        if self._inbox_bytes + size > INBOX_BYTES:
-            raise WouldBlock("the spool is full", limit=INBOX_BYTES)
         self._inbox.append(Entry.of(stream, event))
-        self._inbox_bytes += size
+        self._inbox_bytes += len(event.data) + OVERHEAD_BYTES
         self._quiet.clear()
         self._arrived.set()
 
@@ -241,24 +257,29 @@ class Emitting:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
-                entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
-                try:
-                    if self._folder is not None:
-                        await asyncio.to_thread(spool.put, entries)
-                    else:
-                        spool.put(entries)
-                    self._failure = None
-                except WouldBlock as exc:
-                    # Keep them at the front, and tell the next caller; try again when something was delivered.
-                    self._inbox[:0] = entries
-                    self._inbox_bytes = sum(len(entry.d) + 160 for entry in self._inbox)
-                    self._failure = exc
-                    self._arrived.set()
-                    await asyncio.sleep(0.2)
-                    continue
+                await self._store(spool)
                 mine.wake()
+                for stream, count in self._skipped.items():
+                    self._take(stream, _announcement(count))
+                self._skipped.clear()
                 if not self._inbox:
                     self._quiet.set()
+
+    async def _store(self, spool: Spool) -> None:
+        """Move the inbox into the spool, when that has room; until then nothing more is taken in."""
+        entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
+        while entries:
+            try:
+                part = entries[:STORE_ENTRIES]
+                if self._folder is not None:
+                    await asyncio.to_thread(spool.put, part)
+                else:
+                    spool.put(part)
+                del entries[: len(part)]
+            except WouldBlock:
+                self._full = True
+                await asyncio.sleep(FULL_SECONDS)
+        self._full = False
 
     async def _open(self, group: asyncio.TaskGroup) -> Spool:
         folder = self._folder
@@ -274,6 +295,10 @@ class Emitting:
         spool = await asyncio.to_thread(SpoolFile.create, folder, "emit", self._target)
         self._spools.append(spool)
         return spool
+
+
+def _announcement(count: int) -> Event:
+    return Event(SKIPPED, encode({"count": count, "reason": "the spool was full"}, max_bytes=1_024))
 
 
 def _log_refusal(entry: Entry, error: TailraceError) -> None:

@@ -139,14 +139,14 @@ class TailraceSync:
         uid: str | None = None,
         key: str | None = None,
         actor: str | None = None,
-    ) -> None:
+    ) -> bool:
         """See `Tailrace.emit`. It waits for the client's thread to take the event, never for the network."""
         engine = self._running()
 
-        async def emit() -> None:
-            engine.client.emit(stream, type, data, uid=uid, key=key, actor=actor)
+        async def emit() -> bool:
+            return engine.client.emit(stream, type, data, uid=uid, key=key, actor=actor)
 
-        engine.call(emit())
+        return engine.call(emit())
 
     def flush(self, timeout_seconds: float | None = None) -> bool:
         """See `Tailrace.flush`."""

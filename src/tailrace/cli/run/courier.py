@@ -1,0 +1,88 @@
+"""Beside a session: deliver what it records, and what others left; say what stands in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+from tailrace.cli.console import complain, say
+from tailrace.cli.run.session import Recorder, Session
+from tailrace.cli.target import Target
+from tailrace.client.client import open_backend
+from tailrace.client.emitting import Delivery
+from tailrace.client.spool import Entry, SpoolFile, orphans
+from tailrace.errors import TailraceError
+
+__all__ = ["Courier"]
+
+
+class Courier:
+    """Delivers what the session records, and what others left in the same folder."""
+
+    def __init__(self, target: Target, folder: Path, spool: SpoolFile, recorder: Recorder) -> None:
+        self._target = target
+        self._folder = folder
+        self._spool = spool
+        self._recorder = recorder
+        self._refused: TailraceError | None = None
+        self._trouble: TailraceError | None = None
+
+    async def accompany(self, session: Session, wait: float) -> int:
+        """Run the session beside the deliveries; afterwards wait a while for what is left. Return the exit code."""
+        backend = open_backend(self._target.url, self._target.token or "")
+        others = list(orphans(self._folder, self._target.spool_target(self._folder)))
+        mine = Delivery(backend, self._spool, threaded=False, on_refused=self._on_refused, on_trouble=self._on_trouble)
+        deliveries = [mine, *(Delivery(backend, other, threaded=False) for other in others)]
+        self._recorder.on_put = mine.wake
+        tasks = [asyncio.create_task(delivery.run()) for delivery in deliveries]
+        try:
+            code = await session.run()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    for delivery in deliveries:
+                        await _first_of(delivery.wait_empty(), tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await backend.aclose()
+            for spool in (self._spool, *others):
+                spool.close()
+            self._report()
+        return code
+
+    def _on_refused(self, entry: Entry, error: TailraceError) -> None:
+        if self._refused is None:
+            self._refused = error
+            complain(f"{entry.s} does not take this: {error}")
+
+    def _on_trouble(self, error: TailraceError | None) -> None:
+        if error is not None and self._trouble is None:
+            say(f"not delivered for now, the output is kept on disk: {error}", style="yellow")
+        elif error is None and self._trouble is not None:
+            say("delivery goes on", style="green")
+        self._trouble = error
+
+    def _report(self) -> None:
+        if self._spool.pending:
+            why = f": {self._trouble}" if self._trouble is not None else ""
+            complain(
+                f"{self._spool.pending} events are not delivered yet{why}",
+                f"they are kept in {self._folder}; the next `tailrace exec` delivers them",
+            )
+        if self._recorder.lost:
+            complain(f"{self._recorder.lost} pieces of output were not recorded: the spool was full")
+
+
+async def _first_of(waiting: Coroutine[Any, Any, None], tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Wait for a delivery, but not for one whose task has died."""
+    waiter = asyncio.ensure_future(waiting)
+    try:
+        done, _ = await asyncio.wait([waiter, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        waiter.cancel()
