@@ -86,7 +86,10 @@ class Socket:
         if (await receive())["type"] != "websocket.connect":
             return False
         self._offer = scope.get("extensions", {}).get(EXTENSION)
-        await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+        try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol, "headers": []})
+        except OSError:
+            return False
         return True
 
     async def _start(self, send: Send, form: Form) -> None:

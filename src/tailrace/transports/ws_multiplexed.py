@@ -111,7 +111,10 @@ class MultiplexedSocket(Socket):
             if text is None:
                 return CloseCode.TOO_LARGE
             # Binary messages are no commands: an empty text is answered as malformed.
-            action = self._session.on_message(text, self._subscription.cursors, now())
+            cursors = self._subscription.cursors
+            for ended in self._session.forget_ended(cursors):
+                self._gate.unwatch(ended)
+            action = self._session.on_message(text, cursors, now())
             if isinstance(action, session_.End):
                 return action.code
             await self._do(action)

@@ -193,6 +193,13 @@ class Session:
         """Whether the client left a `ping` unanswered for too long."""
         return self._pinged_at is not None and now - self._pinged_at >= self._options.idle_seconds
 
+    def forget_ended(self, reading: Collection[StreamName]) -> list[StreamName]:
+        """Streams that ended by themselves are read no more and may be asked for again. Return them."""
+        ended = [each for each, opening in self._streams.items() if opening is None and each not in reading]
+        for stream in ended:
+            del self._streams[stream]
+        return ended
+
     # -- messages ------------------------------------------------------------------------------------------
 
     def on_message(self, text: str | bytes, cursors: Mapping[StreamName, EntryId], now: float) -> Action:
@@ -209,7 +216,6 @@ class Session:
         limited = self._limited(command.id, now)
         if limited is not None:
             return limited
-        self._forget_ended(cursors)
         try:
             return self._obey(command, cursors)
         except RequestError as error:
@@ -226,12 +232,6 @@ class Session:
             retry_after=round(self._meter.wait_seconds, 3),
         )
         return Say(commands.error_reply(id_, error))
-
-    def _forget_ended(self, cursors: Mapping[StreamName, EntryId]) -> None:
-        """Streams that ended by themselves are read no more, and may be asked for again."""
-        ended = [each for each, opening in self._streams.items() if opening is None and each not in cursors]
-        for stream in ended:
-            del self._streams[stream]
 
     def _obey(self, command: commands.Command, cursors: Mapping[StreamName, EntryId]) -> Action:
         match command:

@@ -110,6 +110,9 @@ async def test_an_ended_stream_is_told_and_the_connection_lives() -> None:
         assert (ended["control"], ended["stream"], ended["code"]) == ("closed", RUN, CloseCode.ENDED)
         await publish(running.log, 1, "run:2")
         assert numbers(await wire.records(1)) == [1]
+        again = await wire.ask("subscribe", stream=RUN, last_id=ended["at"])
+        assert again["streams"][RUN]["cursor"] == ended["at"]
+        assert (await wire.get())["control"] == "closed"
 
 
 async def test_publish_answers_with_what_the_log_acknowledged() -> None:

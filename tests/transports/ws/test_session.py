@@ -117,9 +117,14 @@ def test_a_stream_is_read_once_on_a_connection() -> None:
 
 def test_a_stream_that_ended_may_be_asked_for_again() -> None:
     machine = session()
-    read(machine, RUN)
+    read(machine, RUN, OTHER)
+    opening = tell(machine, cmd="subscribe", id=1, stream="run:3")
 
-    work = tell(machine, cmd="subscribe", id=2, stream=RUN, cursors={})
+    ended = machine.forget_ended({OTHER: ZERO})
+    work = tell(machine, cmd="subscribe", id=2, stream=RUN)
+
+    assert ended == [RUN], "neither what is read nor what is opening"
+    assert isinstance(opening, Open)
 
     assert isinstance(work, Open)
     assert len(work.wishes) == 1
