@@ -25,7 +25,7 @@ from tailrace.transports.pulse import Pulse
 from tailrace.transports.rawhttp import EXTENSION, RawChannel, RawOffer
 from tailrace.transports.sse_sink import RawSink, SendSink, SseOptions, Tokens
 
-__all__ = ["HEADERS", "MAX_STREAMS", "Guard", "SseOptions", "SseResponse", "open_sse"]
+__all__ = ["HEADERS", "Guard", "SseOptions", "SseResponse", "open_sse"]
 
 Guard: TypeAlias = Callable[[], Awaitable[CloseCode]]
 """Runs beside the response and returns when the reading has to end: a lease was lost, a token ran out, …"""
@@ -36,7 +36,6 @@ HEADERS = (
     (b"x-accel-buffering", b"no"),
     (b"x-content-type-options", b"nosniff"),
 )
-MAX_STREAMS = 32
 REPLACED_SECONDS = 600.0
 
 
