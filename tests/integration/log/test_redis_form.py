@@ -197,6 +197,20 @@ async def test_an_id_that_is_no_time_is_refused_and_never_computed_with(
     assert (await log.read(RUN, ZERO)).records[-1].id == EntryId(2**64 - 2, 1)
 
 
+async def test_ids_ahead_of_the_clock_raise_an_alarm(
+    log: RedisLog, every_redis: RedisServer, key_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (answer,) = await log.append(RUN, [Event("a")])
+    await every_redis.cli("XADD", f"{key_prefix}run:{{1}}:events", f"{answer.id.ms + 120_000}-1", "k", "v")
+
+    await log.append(RUN, [Event("b")])
+    await log.append(RUN, [Event("c")])
+
+    assert [entry.message for entry in caplog.records].count("ids are ahead of the server's clock") == 2
+    records = (await log.read(RUN, ZERO)).records
+    assert all(record.time - answer.id.ms < 60_000 for record in records if not record.foreign)
+
+
 async def test_lost_meta_begins_a_new_incarnation_behind_what_is_there(
     log: RedisLog, every_redis: RedisServer, key_prefix: str
 ) -> None:

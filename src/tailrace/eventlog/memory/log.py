@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from tailrace.core.codec import Prepared
-from tailrace.core.event import Event, GapReason, Json, Record, StreamState
+from tailrace.core.event import Event, Json, Record, StreamState
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName, foreign_type
 from tailrace.core.page import Head, Page
 from tailrace.errors import AlreadyClosed, NotFound, UsageError
 from tailrace.eventlog.base import Appended, StreamInfo, TailListener
-from tailrace.eventlog.limits import ENTRY_OVERHEAD, prepare_call
+from tailrace.eventlog.limits import ENTRY_OVERHEAD, TOMBSTONE_SECONDS, prepare_call
 from tailrace.eventlog.memory.state import StreamMemory, add, check, floor_of, id_of, known_uids, make_page
 from tailrace.eventlog.memory.tail import MemoryTail
 from tailrace.eventlog.receipt import Receipt
@@ -89,35 +89,21 @@ class MemoryLog:
         owner_epoch: int | None,
         close: bool,
     ) -> list[Appended]:
-        fresh = state.entries is None or state.inc == 0
-        if fresh and not events:
+        if state.fresh and not events:
             raise NotFound("there is no such stream", stream=stream)
-        seq = 0 if fresh else state.last.seq
-        check(state, fresh, seq, expected_seq, owner_epoch)
-        known = known_uids(state, fresh, events)
+        check(state, 0 if state.fresh else state.last.seq, expected_seq, owner_epoch)
+        known = known_uids(state, events)
+        if all(event.uid in known for event in events) and events and not close:
+            return [Appended(known[event.uid or ""], True) for event in events]
+        if state.fresh:
+            state.begin(self._clock())
         now = self._now_ms()
-        if any(uid is None or uid not in known for uid in (event.uid for event in events)):
-            self._begin(state, fresh)
         records, answer = add(stream, state, events, known, max(now, floor_of(state)), now)
         if owner_epoch is not None:
             state.epoch = max(owner_epoch, state.epoch or 0)
         self._retain(stream, state, close=close)
         self._tell(stream, records, changed=close)
         return answer
-
-    def _begin(self, state: StreamMemory, fresh: bool) -> None:
-        """Start a new incarnation when the old entries are gone, or were never ours."""
-        if not fresh:
-            return
-        base = max(state.last, state.generated)
-        reasons = {StreamState.EXPIRED: GapReason.EXPIRED, StreamState.DELETED: GapReason.DELETED}
-        state.base, state.why = base, reasons.get(state.state, GapReason.RESET) if base != ZERO else GapReason.RESET
-        state.inc += 1
-        state.entries = state.entries if state.entries is not None else []
-        state.last = ZERO
-        state.state = StreamState.OPEN
-        state.expires = state.forget_at = None
-        state.uids.clear()
 
     def _retain(self, stream: StreamName, state: StreamMemory, *, close: bool) -> None:
         kind, now = self._kinds.of(stream), self._clock()
@@ -127,7 +113,7 @@ class MemoryLog:
         if life is None:
             life = kind.idle_ttl_seconds
         if life is not None:
-            state.expires = now + life
+            state.expires = state.dies_at = now + life
         entries = state.entries
         if entries is None:
             return
@@ -145,7 +131,7 @@ class MemoryLog:
         """Read from `at` on."""
         state = self._find(stream)
         entries = state.entries or []
-        return make_page(state, entries[bisect_left(entries, at, key=id_of) :], limit, own=at)
+        return make_page(state, entries[bisect_left(entries, at, key=id_of) :], limit, self._clock(), own=at)
 
     async def range(
         self,
@@ -162,16 +148,16 @@ class MemoryLog:
         first = 0 if start is None else bisect_left(entries, start, key=id_of)
         last = len(entries) if end is None else bisect_right(entries, end, key=id_of)
         chosen = entries[first:last]
-        return make_page(state, chosen[::-1] if reverse else chosen, limit)
+        return make_page(state, chosen[::-1] if reverse else chosen, limit, self._clock())
 
     async def heads(self, streams: Sequence[StreamName]) -> Mapping[StreamName, Head]:
         """Where the streams end."""
-        return {stream: self._find(stream).head() for stream in streams}
+        return {stream: self._head(stream) for stream in streams}
 
     async def info(self, stream: StreamName) -> StreamInfo:
         """Describe a stream."""
         state = self._find(stream)
-        entries, head = state.entries or [], state.head()
+        entries, head = state.entries or [], state.head(self._clock())
         return StreamInfo(
             stream,
             head.state,
@@ -179,7 +165,7 @@ class MemoryLog:
             entries[0].id if entries else None,
             head.id if head.id != ZERO else None,
             head.incarnation,
-            None if state.expires is None else state.expires - self._clock(),
+            None if state.dies_at is None else state.dies_at - self._clock(),
             sum(len(record.data) + ENTRY_OVERHEAD for record in entries),
         )
 
@@ -188,20 +174,23 @@ class MemoryLog:
     async def close(self, stream: StreamName) -> Head:
         """End a stream."""
         state = self._find(stream)
-        if state.entries is None or state.inc == 0:
+        if state.entries is None or state.last == ZERO:
             raise NotFound("there is no such stream", stream=stream)
         if state.state is not StreamState.CLOSED:
             self._retain(stream, state, close=True)
             self._tell(stream, [], changed=True)
-        return state.head()
+        return state.head(self._clock())
 
     async def delete(self, stream: StreamName) -> bool:
         """Delete a stream."""
         state = self._find(stream)
         if state.entries is None:
             return False
-        state.last = max(state.last, state.generated) if state.inc == 0 else state.last
-        state.gone(StreamState.DELETED, self._clock())
+        if state.last == ZERO:
+            state.last = state.generated
+        state.drop_entries()
+        state.state, state.expires = StreamState.DELETED, None
+        state.forget_at = self._clock() + TOMBSTONE_SECONDS
         self._tell(stream, [], changed=True)
         return True
 
@@ -210,12 +199,12 @@ class MemoryLog:
         state = self._find(stream)
         if state.entries is None:
             return False
-        state.expires = None if seconds is None else self._clock() + seconds
+        state.expires = state.dies_at = None if seconds is None else self._clock() + seconds
         return True
 
     def open_tail(self, listener: TailListener) -> MemoryTail:
         """Make a live end."""
-        return MemoryTail(self._tails, lambda stream: self._find(stream).head(), listener)
+        return MemoryTail(self._tails, self._head, listener)
 
     async def ping(self) -> float:
         """Answer at once."""
@@ -232,14 +221,13 @@ class MemoryLog:
     def add_foreign(self, stream: StreamName, fields: Mapping[str, str], *, at: EntryId | None = None) -> EntryId:
         """Write an entry as somebody else's plain XADD would."""
         state = self._find(stream, create=True)
-        top = max(state.generated, state.last)
+        top = state.generated
         now = self._now_ms()
         entry = at if at is not None else EntryId(now, 0) if now > top.ms else EntryId(top.ms, top.seq + 1)
         if entry <= top:
             raise ValueError("the id is equal or smaller than the top item's")
         if state.entries is None:
             state.entries = []
-            state.state = StreamState.OPEN
         data = Json(msgspec.json.encode(dict(fields)))
         record = Record(stream, entry, None, foreign_type(fields.get("type", "")), data, entry.ms)
         state.entries.append(record)
@@ -250,12 +238,16 @@ class MemoryLog:
     def drop(self, stream: StreamName, *entries: EntryId) -> None:
         """Delete single entries, as XDEL does; the head does not know."""
         state = self._find(stream)
-        state.entries = [record for record in state.entries or [] if record.id not in entries]
+        if state.entries is not None:
+            state.entries = [record for record in state.entries if record.id not in entries]
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+    def _head(self, stream: StreamName) -> Head:
+        return self._find(stream).head(self._clock())
 
     def _find(self, stream: StreamName, *, create: bool = False) -> StreamMemory:
         if self._closed:
@@ -263,8 +255,9 @@ class MemoryLog:
         state = self._streams.get(stream)
         now = self._clock()
         if state is not None:
-            if state.entries is not None and state.expires is not None and now >= state.expires:
-                state.gone(StreamState.EXPIRED, now)
+            if state.entries is not None and state.dies_at is not None and now >= state.dies_at:
+                state.forget_at = state.dies_at + TOMBSTONE_SECONDS
+                state.drop_entries()
             if state.forget_at is not None and now >= state.forget_at:
                 del self._streams[stream]
                 state = None

@@ -11,55 +11,87 @@ from tailrace.core.names import StreamName
 from tailrace.core.page import MISSING, Head, Page
 from tailrace.errors import Fenced, IdempotencyConflict, SequenceMismatch, StreamClosed
 from tailrace.eventlog.base import Appended
-from tailrace.eventlog.limits import ENTRY_OVERHEAD, MAX_UIDS, PAGE_BYTES, TOMBSTONE_SECONDS, body_of, size_of
+from tailrace.eventlog.limits import ENTRY_OVERHEAD, MAX_UIDS, PAGE_BYTES, body_of, size_of
 
 __all__ = ["StreamMemory", "add", "check", "floor_of", "id_of", "known_uids", "make_page"]
 
 
 class StreamMemory:
-    """Everything about one stream; `entries` is None when they are gone."""
+    """Everything about one stream, as PROTOCOL.md §9.3 has it; `entries` is None when they are gone."""
 
     def __init__(self) -> None:
         self.entries: list[Record] | None = None
-        self.last = ZERO
         self.generated = ZERO
+        """The last id in `entries`, whoever wrote it; ids never come again while the entries are there."""
+        self.last = ZERO
         self.state = StreamState.MISSING
+        """What was said last: open, closed or deleted; see `head` for what is."""
         self.inc = 0
         self.base = ZERO
         self.why = GapReason.RESET
         self.largest = 0
         self.expires: float | None = None
+        """When it was last to expire; stays when it did, to tell an expiry from a deletion by hand."""
+        self.dies_at: float | None = None
+        """When the entries go."""
         self.forget_at: float | None = None
         self.epoch: int | None = None
         self.uids: dict[str, tuple[bytes, EntryId]] = {}
         self.producers: dict[str, tuple[int, list[Appended]]] = {}
 
-    def head(self) -> Head:
-        if self.entries is None and self.last == ZERO:
+    def head(self, now: float) -> Head:
+        """Where the stream ends."""
+        state = self.state
+        if self.entries is not None:
+            state = StreamState.CLOSED if state is StreamState.CLOSED else StreamState.OPEN
+        elif self.last == ZERO:
             return MISSING
-        return Head(self.last, self.state, self.inc, self.base, self.why, self.largest)
+        elif state is not StreamState.DELETED:
+            expired = self.expires is not None and self.expires <= now
+            state = StreamState.EXPIRED if expired else StreamState.DELETED
+        return Head(self.last, state, self.inc, self.base, self.why, self.largest)
 
-    def gone(self, state: StreamState, now: float) -> None:
-        self.entries = None
+    @property
+    def fresh(self) -> bool:
+        """Whether the next record begins a new incarnation."""
+        return self.entries is None or self.last == ZERO or self.state is StreamState.DELETED
+
+    def begin(self, now: float) -> None:
+        """Begin a new incarnation."""
+        reasons = {StreamState.EXPIRED: GapReason.EXPIRED, StreamState.DELETED: GapReason.DELETED}
+        if self.last != ZERO:
+            ended = StreamState.DELETED if self.state is StreamState.DELETED else self.head(now).state
+            self.base, self.why = self.last, reasons[ended]
+        else:
+            self.base, self.why = self.generated, GapReason.RESET
+        self.inc += 1
+        self.entries = self.entries if self.entries is not None else []
+        self.last = ZERO
+        self.state = StreamState.OPEN
+        self.expires, self.forget_at = self.dies_at, None
         self.uids.clear()
-        self.state = state
-        self.expires = None
-        self.forget_at = now + TOMBSTONE_SECONDS
+
+    def drop_entries(self) -> None:
+        """The entries are gone."""
+        self.entries = None
+        self.generated = ZERO
+        self.dies_at = None
+        self.uids.clear()
 
 
 def id_of(record: Record) -> EntryId:
     return record.id
 
 
-def floor_of(state: StreamMemory) -> int:
+def floor_of(stream: StreamMemory) -> int:
     """The smallest `ms` of the next id."""
-    if state.last == ZERO:
-        return state.base.ms + 1 if state.base != ZERO else 1
-    return max(state.last.ms, state.generated.ms + (state.generated.seq > state.last.seq))
+    if stream.last == ZERO:
+        return max(stream.base.ms + 1, stream.generated.ms + (stream.generated.seq > 0))
+    return max(stream.last.ms, stream.generated.ms + (stream.generated.seq > stream.last.seq))
 
 
-def check(state: StreamMemory, fresh: bool, seq: int, expected_seq: int | None, owner_epoch: int | None) -> None:
-    if not fresh and state.state is StreamState.CLOSED:
+def check(state: StreamMemory, seq: int, expected_seq: int | None, owner_epoch: int | None) -> None:
+    if not state.fresh and state.state is StreamState.CLOSED:
         raise StreamClosed("the stream was closed")
     if owner_epoch is not None and state.epoch is not None and owner_epoch < state.epoch:
         raise Fenced("another producer has taken the stream", epoch=state.epoch)
@@ -67,7 +99,7 @@ def check(state: StreamMemory, fresh: bool, seq: int, expected_seq: int | None, 
         raise SequenceMismatch(f"the head's seq is {seq}", seq=seq)
 
 
-def known_uids(state: StreamMemory, fresh: bool, events: Sequence[Prepared]) -> dict[str, EntryId]:
+def known_uids(state: StreamMemory, events: Sequence[Prepared]) -> dict[str, EntryId]:
     known: dict[str, EntryId] = {}
     bodies: dict[str, bytes] = {}
     for index, event in enumerate(events):
@@ -75,7 +107,7 @@ def known_uids(state: StreamMemory, fresh: bool, events: Sequence[Prepared]) -> 
         if uid is None:
             continue
         body = body_of(event)
-        before = None if fresh else state.uids.get(uid)
+        before = None if state.fresh else state.uids.get(uid)
         if before is not None:
             known[uid] = before[1]
         if (before[0] if before is not None else bodies.setdefault(uid, body)) != body:
@@ -109,7 +141,7 @@ def add(
     return records, answer
 
 
-def make_page(state: StreamMemory, chosen: list[Record], limit: int, *, own: EntryId | None = None) -> Page:
+def make_page(state: StreamMemory, chosen: list[Record], limit: int, now: float, *, own: EntryId | None = None) -> Page:
     """A bounded page. A reader's `own` entry counts for no limit: a page of it alone would lead nowhere."""
     entries = state.entries or []
     taken = int(bool(chosen) and chosen[0].id == own)
@@ -119,4 +151,4 @@ def make_page(state: StreamMemory, chosen: list[Record], limit: int, *, own: Ent
             break
         size += len(record.data) + ENTRY_OVERHEAD
         taken += 1
-    return Page(tuple(chosen[:taken]), taken < len(chosen), state.head(), entries[0].id if entries else None)
+    return Page(tuple(chosen[:taken]), taken < len(chosen), state.head(now), entries[0].id if entries else None)

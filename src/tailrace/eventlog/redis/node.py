@@ -135,6 +135,9 @@ class Node:
                     self._topology.lost(endpoint)
                 if self.down is not None or isinstance(exc, ConfigError):
                     self._break(exc.detail)
+            except Exception as exc:  # a defect here must not leave callers waiting without a word
+                log.exception("cannot connect", extra={"connection": self._name})
+                self._break(type(exc).__name__)
             else:
                 self._connecting = None
                 self._use(connection)

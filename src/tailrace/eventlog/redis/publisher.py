@@ -27,7 +27,7 @@ from tailrace.eventlog.redis.fields import pack
 from tailrace.eventlog.redis.keys import Keys
 from tailrace.eventlog.redis.lane import Batch, Call, Lane, Policy, append_words
 from tailrace.eventlog.redis.node import Node
-from tailrace.eventlog.redis.reply import MOVING, NOT_NOW, error_for, read_appended, rejection, server_word
+from tailrace.eventlog.redis.reply import MOVING, NOT_NOW, check_clock, error_for, read_appended, rejection, server_word
 from tailrace.eventlog.redis.routes import Routes
 from tailrace.eventlog.redis.scripts import load
 
@@ -287,6 +287,7 @@ class Publisher:
             # Only who asks for a call again is told that it was stored before; our own second try is no duplicate.
             answer = read_appended(reply, batch.count, duplicate=lane.attempted and status == b"dup")
             batch.answer(answer)
+            check_clock(lane.stream, reply)
             self._done(lane)
         elif status == b"refused":
             self._end(lane, batch, error_for(reply[1].decode()) or LogRefused(reply[1].decode()[:200]))

@@ -7,10 +7,12 @@ Rules of this file
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
 from tailrace.core.ids import EntryId
+from tailrace.core.names import StreamName
 from tailrace.errors import (
     Fenced,
     IdempotencyConflict,
@@ -24,7 +26,7 @@ from tailrace.errors import (
 from tailrace.eventlog.base import Appended
 from tailrace.eventlog.redis.scripts import read_id
 
-__all__ = ["MOVING", "NOT_NOW", "error_for", "read_appended", "refusal", "rejection", "server_word"]
+__all__ = ["MOVING", "NOT_NOW", "check_clock", "error_for", "read_appended", "refusal", "rejection", "server_word"]
 
 NOT_NOW = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "TRYAGAIN"})
 """The server executed nothing, and will in a moment."""
@@ -33,7 +35,9 @@ _REFUSED = frozenset(
     {"OOM", "READONLY", "MISCONF", "NOREPLICAS", "NOPERM", "NOAUTH", "WRONGTYPE", "IDSPACE", "CROSSSLOT", "NOPROTO"}
 )
 _WORD = re.compile(r"(?<![A-Z])-?([A-Z]{3,})(?![A-Za-z])")
+_AHEAD_MS = 60_000
 _new_id = tuple.__new__
+log = logging.getLogger("tailrace.log")
 
 
 def server_word(message: str) -> str:
@@ -53,6 +57,14 @@ def read_appended(reply: list[Any], count: int, *, duplicate: bool) -> list[Appe
         ]
     ms, first = int(reply[1]), int(reply[2])
     return [Appended(_new_id(EntryId, (ms, seq)), duplicate) for seq in range(first, first + count)]
+
+
+def check_clock(stream: StreamName, reply: list[Any]) -> None:
+    """Raise the alarm when ids have run ahead of the server's clock: it stepped back, or somebody wrote such an id."""
+    if reply[1] > reply[3]:  # texts of one length
+        ahead = int(reply[1]) - int(reply[3])
+        if ahead > _AHEAD_MS:
+            log.warning("ids are ahead of the server's clock", extra={"stream": stream, "ahead_ms": ahead})
 
 
 def rejection(reply: list[Any]) -> TailraceError | None:

@@ -226,7 +226,10 @@ end
 if not last_ms then
   return { 'refused', 'IDSPACE the stream holds an id that is no time' }
 end
+local remaining = -2
 if fresh then
+  -- What others gave a life to keeps it.
+  remaining = redis.call('PTTL', events)
   last_seq = 0
   if count == 0 then
     return { 'missing' }
@@ -310,9 +313,6 @@ local function add_first(shape, kind, data, uid, key, actor, trace)
     local top_ms, top_seq = parts(top or '0-0')
     if not top_ms then
       return { err = 'IDSPACE the stream holds an id that is no time' }
-    end
-    if fresh then
-      base = top
     end
     ms = (fresh or top_seq >= seq) and top_ms + 1 or top_ms
     ms_text = text(ms)
@@ -407,6 +407,9 @@ elseif idle_life ~= '' then
   if fresh or not m.exp or tonumber(m.exp) < now + idle then
     life = idle + math.ceil(idle / 64)
   end
+end
+if not life and remaining > 0 then
+  life = remaining
 end
 if life then
   set('exp', text(now + life))
