@@ -10,9 +10,11 @@ import pytest
 from tailrace.client.client import Tailrace
 from tailrace.core.event import Ended, Event, Gap, Record
 from tailrace.core.kinds import StreamKind
-from tailrace.errors import NotFound
+from tailrace.errors import LogUnavailable, NotFound
 from tailrace.testing import memory_log, memory_tailrace, take
+from tests.support.proxy import StartProxy
 from tests.support.redis_servers import RedisServer
+from tests.support.wait import eventually
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -81,3 +83,45 @@ async def test_take_says_what_came_when_too_little_came() -> None:
         await client.publish("run:1", "note", 1)
         with pytest.raises(AssertionError, match="1 of 2 items"):
             await take(client.subscribe("run:1"), 2, timeout_seconds=0.1)
+
+
+async def test_a_reply_of_redis_that_is_lost_does_not_make_a_second_event(
+    redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
+) -> None:
+    proxy = await start_proxy(str(redis70.socket))
+    async with Tailrace(proxy.url, key_prefix=key_prefix, timeout_seconds=20) as client:
+        await client.publish("run:1", "note", 0)
+        for n in range(1, 4):
+            proxy.drop_replies = True
+            publishing = asyncio.ensure_future(client.publish("run:1", "note", n))
+            await eventually(lambda: proxy.dropped > 0)
+            proxy.restore()
+            proxy.reset_all()
+            proxy.dropped = 0
+            await publishing
+
+        records = await client.history("run:1").records()
+
+    assert [int(record.data) for record in records] == list(range(4))
+
+
+async def test_a_subscription_waits_for_a_redis_that_is_away(
+    redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
+) -> None:
+    proxy = await start_proxy(str(redis70.socket))
+    proxy.refuse = True
+    links: list[bool] = []
+    async with Tailrace(proxy.url, key_prefix=key_prefix) as client:
+        reading = asyncio.ensure_future(
+            take(client.subscribe("run:1", on_link=lambda link: links.append(link.up)), 2, timeout_seconds=20)
+        )
+        with pytest.raises(LogUnavailable):
+            await client.publish("run:1", "note", 0, timeout_seconds=0.5)
+        proxy.restore()
+        for n in range(2):
+            await client.publish("run:1", "note", n)
+
+        items = await reading
+
+    assert [int(item.data) for item in items if isinstance(item, Record)] == [0, 1]
+    assert links[-1] is True

@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from tailrace.client.wire import PageAnswer
+from tailrace.core.codec import prepare
 from tailrace.core.cursor import Resume, Since, Special, parse_cursor, parse_resume
 from tailrace.core.event import Event, Item
 from tailrace.core.ids import EntryId
@@ -25,6 +26,7 @@ __all__ = [
     "PageQuery",
     "Place",
     "Source",
+    "checked_event",
     "pause_before",
     "resume_of",
 ]
@@ -34,6 +36,7 @@ Place: TypeAlias = str | EntryId | datetime | None
 
 
 CALL_SECONDS = 10.0
+MAX_EVENT_BYTES = 8_388_608
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -87,7 +90,7 @@ class Backend(Protocol):
     """How many events one append may carry."""
 
     async def append(self, stream: StreamName, events: Sequence[Event], *, seconds: float) -> list[Appended]:
-        """Append checked events, all or none; try until `seconds` are over.
+        """Append events, all or none; try until `seconds` are over.
 
         Raises:
             LogUnavailable: nothing was stored. OutcomeUnknown: perhaps; `retry(error.receipt)` settles it.
@@ -115,6 +118,16 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Give back all connections."""
+
+
+def checked_event(event: Event) -> Event:
+    """Check an event, with its data as JSON; a server may refuse more.
+
+    Raises:
+        Malformed, TooLarge: no server would take it.
+    """
+    checked = prepare(event, max_bytes=MAX_EVENT_BYTES)
+    return Event(checked.type, checked.data, checked.uid, checked.key, checked.actor, checked.trace)
 
 
 def resume_of(place: Place | Mapping[str, Place], streams: Collection[StreamName]) -> dict[StreamName, Resume]:

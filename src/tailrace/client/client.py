@@ -10,11 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tailrace.client.backend import CALL_SECONDS, Backend, FollowOptions, Link, PageQuery, Place, resume_of
+from tailrace.client.backend import (
+    CALL_SECONDS,
+    Backend,
+    FollowOptions,
+    Link,
+    PageQuery,
+    Place,
+    checked_event,
+    resume_of,
+)
 from tailrace.client.credentials import Token
 from tailrace.client.history import History
 from tailrace.client.subscription import Subscription
-from tailrace.core.codec import prepare
 from tailrace.core.event import Event
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
@@ -26,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Tailrace", "open_backend", "target_of"]
 
-MAX_EVENT_BYTES = 8_388_608
-"""Only what no server takes is refused here; the server knows its own limit."""
 MAX_BATCH_BYTES = 6_291_456
 
 
@@ -103,8 +109,10 @@ class Tailrace:
             Unauthorized, Forbidden, StreamClosed, IdempotencyConflict: not allowed.
             LogUnavailable: not stored in time. OutcomeUnknown: perhaps; `retry(error.receipt)` settles it.
         """
-        event = Event(type, data, uid, key, actor)
-        return (await self.publish_many(stream, [event], timeout_seconds=self._seconds(timeout_seconds)))[0]
+        self._check_open()
+        seconds = self._seconds(timeout_seconds)
+        name = StreamName.parse(stream)
+        return (await self._backend.append(name, (Event(type, data, uid, key, actor),), seconds=seconds))[0]
 
     async def publish_many(
         self, stream: str, events: Iterable[Event], *, timeout_seconds: float | None = None
@@ -118,7 +126,8 @@ class Tailrace:
         """
         self._check_open()
         name = StreamName.parse(stream)
-        checked = [_checked(event) for event in events]
+        # All are checked before the first is sent.
+        checked = [checked_event(event) for event in events]
         done: list[Appended] = []
         for batch in _batches(checked, self._backend.batch_events):
             try:
@@ -156,7 +165,7 @@ class Tailrace:
             UsageError: the spool folder cannot be used.
         """
         self._check_open()
-        return self._emitter().emit(StreamName.parse(stream), _checked(Event(type, data, uid, key, actor)))
+        return self._emitter().emit(StreamName.parse(stream), checked_event(Event(type, data, uid, key, actor)))
 
     async def flush(self, timeout_seconds: float | None = None) -> bool:
         """Wait until everything emitted so far is in the log. False: not within the time."""
@@ -316,11 +325,6 @@ def open_backend(url: str, token: Token | None, key_prefix: str | None = None, s
     from tailrace.client.direct import DirectLog
 
     return DirectLog.at(url, os.environ.get("TAILRACE_KEY_PREFIX", "tailrace:") if key_prefix is None else key_prefix)
-
-
-def _checked(event: Event) -> Event:
-    checked = prepare(event, max_bytes=MAX_EVENT_BYTES)
-    return Event(checked.type, checked.data, checked.uid, checked.key, checked.actor, checked.trace)
 
 
 def _batches(events: Sequence[Event], most: int) -> Iterable[list[Event]]:

@@ -65,13 +65,19 @@ class DirectLog:
 
     async def append(self, stream: StreamName, events: Sequence[Event], *, seconds: float) -> list[Appended]:
         """See `Backend`. What was surely not stored is tried again; so is, by its receipt, what perhaps was."""
-        log = await self.log()
-        return await _within(seconds, lambda: log.append(stream, events), log.retry)
+        log = self._log or await self.log()
+        try:
+            return await log.append(stream, events)
+        except (LogUnavailable, OutcomeUnknown) as exc:
+            return await _settle(exc, seconds, lambda: log.append(stream, events), log.retry)
 
     async def retry(self, receipt: object, *, seconds: float) -> list[Appended]:
         """See `Backend`."""
         log = await self.log()
-        return await _within(seconds, lambda: log.retry(receipt), log.retry)
+        try:
+            return await log.retry(receipt)
+        except (LogUnavailable, OutcomeUnknown) as exc:
+            return await _settle(exc, seconds, lambda: log.retry(receipt), log.retry)
 
     def follow(
         self, resume: Mapping[StreamName, Resume], options: FollowOptions, give_up_seconds: float | None
@@ -236,28 +242,32 @@ class DirectSource:
             self._options.on_link(link)
 
 
-async def _within(
+async def _settle(
+    error: LogUnavailable | OutcomeUnknown,
     seconds: float,
     first: Callable[[], Awaitable[list[Appended]]],
     again: Callable[[object], Awaitable[list[Appended]]],
 ) -> list[Appended]:
-    """Try until it is settled or the time is over; the log has a deadline of its own for every attempt."""
+    """Try on until it is settled or the time is over; the log has a deadline of its own for every attempt."""
     loop = asyncio.get_running_loop()
     end, attempt, call = loop.time() + seconds, 0, first
+    unknown: OutcomeUnknown | None = None
     while True:
-        try:
-            return await call()
-        except LogUnavailable as exc:
-            error: TailraceError = exc
-            pause = max(exc.retry_after * 0.2, pause_before(attempt, base=0.1, cap=2.0))
-        except OutcomeUnknown as exc:
-            error = exc
-            pause = pause_before(attempt, base=0.1, cap=2.0)
-            call = partial(again, exc.receipt)
+        pause = pause_before(attempt, base=0.1, cap=2.0)
+        if isinstance(error, OutcomeUnknown):
+            unknown = error
+            call = partial(again, error.receipt)
+        else:
+            pause = max(pause, error.retry_after * 0.2)
         if loop.time() + pause >= end:
-            raise error
+            # Once the outcome was unknown, a later attempt that stored nothing does not make it known.
+            raise unknown or error
         attempt += 1
         await asyncio.sleep(pause)
+        try:
+            return await call()
+        except (LogUnavailable, OutcomeUnknown) as exc:
+            error = exc
 
 
 def _weight(block: Block) -> int:

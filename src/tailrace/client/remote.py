@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec.structs import replace
 
-from tailrace.client.backend import CALL_SECONDS, FollowOptions, PageQuery, pause_before
+from tailrace.client.backend import CALL_SECONDS, FollowOptions, PageQuery, checked_event, pause_before
 from tailrace.client.credentials import Credentials, Token
 from tailrace.client.http import HttpClient, HttpFailure, Response
 from tailrace.client.problems import error_of
@@ -80,8 +80,10 @@ class RemoteLog:
 
     async def append(self, stream: StreamName, events: Sequence[Event], *, seconds: float) -> list[Appended]:
         """See `Backend`. An event without a uid is given one, so that it can be sent again."""
-        events = [each if each.uid is not None else replace(each, uid=self._next_uid()) for each in events]
-        return await self._append(stream, events, seconds)
+        named = [
+            each if each.uid is not None else replace(each, uid=self._next_uid()) for each in map(checked_event, events)
+        ]
+        return await self._append(stream, named, seconds)
 
     async def retry(self, receipt: object, *, seconds: float) -> list[Appended]:
         """See `Backend`."""
