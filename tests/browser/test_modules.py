@@ -132,3 +132,43 @@ async def test_waits_grow_are_jittered_and_never_shorter_than_asked(page: Page) 
     }"""
 
     assert await page.evaluate(script) == [250, 500, 4_000, 30_000, 7_250]
+
+
+async def test_history_is_bounded_in_items_and_in_size(page: Page) -> None:
+    script = """async () => {
+        const { History, MAX_ITEMS, MAX_SIZE } = await import("/history.js");
+        const fill = (count, size) => {
+            const history = new History();
+            for (let n = 0; n < count; n += 1) {
+                history.addRecord({ type: "t" + n, id: "1-" + n, data: n }, size, "next");
+            }
+            return [history.items.length, history.dropped, history.types.size];
+        };
+        return [fill(MAX_ITEMS + 500, 100), fill(100, MAX_SIZE / 10), fill(3, MAX_SIZE * 2)];
+    }"""
+
+    assert await page.evaluate(script) == [[2_000, 500, 201], [10, 90, 100], [1, 2, 3]]
+
+
+async def test_records_of_a_process_are_described(page: Page) -> None:
+    script = """async records => {
+        const { describeProcess } = await import("/process.js");
+        return records.map(([type, data]) => describeProcess({ type, data }));
+    }"""
+    records: list[tuple[str, Any]] = [
+        ("run.started", {"argv": ["sh", "-c", "it's"], "pid": 7, "host": "a"}),
+        ("run.output", {"stream": "stderr", "text": "aGkg/w==", "encoding": "base64", "partial": True}),
+        ("run.exited", {"exit_code": 143, "signal": "SIGTERM", "seconds": 75.0, "lines": 3}),
+        ("run.exited", {"exit_code": 0, "signal": None, "seconds": 0.5, "lines": 3}),
+        ("run.output", {"stream": "stdout", "text": 7}),
+        ("note", {"text": "x"}),
+        ("run.output", None),
+    ]
+
+    started, line, killed, good, *others = await page.evaluate(script, records)
+
+    assert started["command"] == "sh -c 'it'\\''s'"
+    assert (line["fd"], line["text"], line["marks"]) == ("stderr", "hi \ufffd", ["not UTF-8", "no line end"])
+    assert (killed["headline"], killed["ok"]) == ("ended by SIGTERM after 1 min 15 s", False)
+    assert (good["headline"], good["ok"]) == ("exited with 0 after 0.50 s", True)
+    assert others == [None, None, None]
