@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -21,6 +22,7 @@ EXIT_MISSING = 4
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run benchmarks. Exit code 0; 1 with --strict when a target was missed; 4 when something is not installed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started is ended
     options = _parser().parse_args(argv)
     names = list(COMMANDS) if options.command in (None, "all") else [options.command]
     defaults = _parser()
@@ -50,7 +52,9 @@ def _run(name: str, options: argparse.Namespace) -> Report:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bench", description="Benchmarks of tailrace; see docs/benchmarks.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Benchmarks of tailrace; see docs/benchmarks.md."
+    )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--write", action="store_true", help="keep the results in bench/RESULTS.md and bench/results/")
     common.add_argument("--strict", action="store_true", help="exit with 1 when a target was missed")
@@ -64,4 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

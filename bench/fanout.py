@@ -1,4 +1,4 @@
-"""`fanout`: one stream to many SSE clients through Redis, against a bare C loop of writes (DESIGN §12).
+"""`fanout`: one stream to many SSE clients through Redis, against a bare C loop of writes.
 
 The gateway has a core of its own; Redis, the publisher and the audience share the others. What is compared is
 user and system CPU per delivery: of the gateway's process, of the C loop, and of Nchan where nginx has it. All three

@@ -1,4 +1,4 @@
-"""`publish`: how fast events get into the log, awaited and concurrent, directly and over HTTP (DESIGN §12)."""
+"""`publish`: how fast events get into the log, awaited and concurrent, directly and over HTTP."""
 
 from __future__ import annotations
 
