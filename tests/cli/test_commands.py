@@ -160,3 +160,12 @@ async def test_bench_says_where_it_is_to_be_found_when_there_is_none(tmp_path: P
 
     assert result.code == 78
     assert "checkout" in result.err
+
+
+def test_the_documentation_has_the_same_exit_codes() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text()
+    table = page.partition("## Exit codes")[2]
+
+    assert [line for line in table.splitlines() if line.startswith("| ")][1:] == [
+        f"| {code.value} | {text} |" for code, text in TABLE
+    ]
