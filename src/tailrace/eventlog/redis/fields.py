@@ -24,13 +24,14 @@ from tailrace.errors import Malformed
 from tailrace.eventlog.limits import body_of
 from tailrace.eventlog.redis.scripts import read_id
 
-__all__ = ["pack", "read_entry"]
+__all__ = ["pack", "read_entries", "read_entry"]
 
 log = logging.getLogger("tailrace.log")
 
 
 _VERSION = b"1"
 _MAX_TYPES = 4_096
+_new_id = tuple.__new__
 _types: dict[bytes, str] = {}
 
 
@@ -66,6 +67,39 @@ def _body_hash(event: Prepared) -> str:
     return hashlib.blake2b(body_of(event), digest_size=9).hexdigest()
 
 
+def read_entries(stream: StreamName, entries: list[Any]) -> list[Record]:
+    """Read entries as XRANGE answers them."""
+    records: list[Record] = []
+    last_raw: bytes | None = None
+    last: EntryId | None = None
+    for entry in entries:
+        raw, fields = entry
+        # Nearly every entry is ours and without labels: this way takes half the time of the other.
+        if len(fields) == 10 and fields[0] == b"v" and fields[8] == b"prev" and fields[9] == last_raw:
+            kind, data = _types.get(fields[3]), fields[5]
+            if kind is not None and _is_plain(fields) and data.find(10) < 0 and data.find(13) < 0:
+                ms_raw, _, seq = raw.partition(b"-")
+                ms, time = int(ms_raw), fields[7]
+                prev, last_raw = last, raw
+                last = _new_id(EntryId, (ms, int(seq)))
+                records.append(Record(stream, last, prev, kind, Json(data), ms if time == ms_raw else int(time)))
+                continue
+        record = read_entry(stream, entry)
+        last_raw, last = raw, record.id
+        records.append(record)
+    return records
+
+
+def _is_plain(fields: list[bytes]) -> bool:
+    return (
+        fields[1] == _VERSION
+        and fields[2] == b"type"
+        and fields[4] == b"data"
+        and fields[6] == b"time"
+        and fields[7].isdigit()
+    )
+
+
 def read_entry(stream: StreamName, raw: list[Any]) -> Record:
     """Read one entry as XRANGE answers it."""
     entry_id, fields = read_id(raw[0]), raw[1]
@@ -82,7 +116,7 @@ def _own(stream: StreamName, entry_id: EntryId, fields: list[bytes]) -> Record:
         raise ValueError("not the fields of version 1")
     kind, data = fields[3], fields[5]
     # What we store has no raw control characters; what has any would break frames, so it is not what we stored.
-    if b"\n" in data or b"\r" in data:
+    if data.find(10) >= 0 or data.find(13) >= 0:
         raise ValueError("raw line breaks in the data")
     text = _types.get(kind) or _type(kind)
     if len(fields) == 10:

@@ -17,7 +17,7 @@ from tailrace.eventlog.base import Appended, StreamInfo, Tail, TailListener
 from tailrace.eventlog.limits import PAGE_BYTES, prepare_call
 from tailrace.eventlog.receipt import Receipt
 from tailrace.eventlog.redis.endpoint import Mode
-from tailrace.eventlog.redis.fields import read_entry
+from tailrace.eventlog.redis.fields import read_entries
 from tailrace.eventlog.redis.keys import Keys
 from tailrace.eventlog.redis.publisher import Publisher
 from tailrace.eventlog.redis.reads import Reader
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RedisLog"]
 
 DRAIN_SECONDS = 2.0
+PLAIN_RECORDS = 100
+"""A page that may hold so many of the largest records is read without a script."""
 
 
 class _Session:
@@ -185,10 +187,43 @@ class RedisLog:
         return await self._page(stream, low, high, limit, reverse=int(reverse), ranged=1)
 
     async def _page(self, stream: StreamName, at: str, to: str, limit: int, *, reverse: int, ranged: int) -> Page:
-        args = (at, to, max(1, limit), PAGE_BYTES, reverse, ranged)
-        head, more, first, entries = await self._run("read", stream, *args)
-        records = tuple([read_entry(stream, raw) for raw in entries])
-        return Page(records, more == 1, read_head(head), None if first is None else read_id(first))
+        """Where records are small a plain XRANGE is bounded by a count; it costs Redis a fifth of the script.
+
+        The script bounds pages of records of any size, and tells what else has to be known when there is no record to
+        begin with. Entries of others are not part of `largest`.
+        """
+        limit, deadline = max(1, limit), self._open().loop.time() + self._deadline
+        head = read_head((await self._run("describe", stream, 0, deadline=deadline))[0])
+        if head.largest and PAGE_BYTES // head.largest >= min(limit, PLAIN_RECORDS):
+            most = min(limit, PAGE_BYTES // head.largest)
+            page = await self._plain_page(stream, head, at, to, most, reverse, ranged, deadline)
+            if page is not None:
+                return page
+        reply = await self._run("read", stream, at, to, limit, PAGE_BYTES, reverse, ranged, deadline=deadline)
+        parts, more, first, entries = reply
+        records = read_entries(stream, entries)
+        return Page(tuple(records), more == 1, read_head(parts), None if first is None else read_id(first))
+
+    async def _plain_page(
+        self, stream: StreamName, head: Head, at: str, to: str, most: int, reverse: int, ranged: int, deadline: float
+    ) -> Page | None:
+        command = "XREVRANGE" if reverse else "XRANGE"
+        # One more for the reader's own entry, and one to see whether more follows.
+        asked = self._command(stream, command, at, to, "COUNT", most + 2, deadline=deadline)
+        from_start = not reverse and at in ("-", "0-0")
+        if ranged and not from_start:
+            first_asked = self._command(stream, "XRANGE", "-", "+", "COUNT", 1, deadline=deadline)
+            entries, firsts = await asyncio.gather(asked, first_asked)
+            first = firsts[0] if firsts else None
+        else:
+            entries, first = await asked, None
+        if not entries or not (ranged or from_start or entries[0][0] == at.encode()):
+            return None
+        if not ranged and not from_start:
+            most += 1
+        records = read_entries(stream, entries[:most])
+        first_id = records[0].id if from_start else None if first is None else read_id(first[0])
+        return Page(tuple(records), len(entries) > most, head, first_id)
 
     async def heads(self, streams: Sequence[StreamName]) -> Mapping[StreamName, Head]:
         """Where the streams end."""
@@ -269,11 +304,16 @@ class RedisLog:
         self._session = session = _Session(self._topology, self._keys, self._kinds)
         return session
 
-    async def _run(self, name: str, stream: StreamName, *args: Arg) -> Any:
+    async def _run(self, name: str, stream: StreamName, *args: Arg, deadline: float | None = None) -> Any:
         session = self._open()
         keys = self._keys.of(stream)
-        deadline = session.loop.time() + self._deadline
+        deadline = deadline or session.loop.time() + self._deadline
         return await session.reader.run(load(name), (keys.events, keys.meta), *args, deadline=deadline)
+
+    async def _command(self, stream: StreamName, word: str, *args: Arg, deadline: float) -> Any:
+        session = self._open()
+        key = self._keys.of(stream).events
+        return await session.reader.command(key, word, key, *args, deadline=deadline)
 
     async def _manage(self, name: str, stream: StreamName, *args: Arg) -> Any:
         session = self._open()

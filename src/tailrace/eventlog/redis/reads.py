@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any
 
 from tailrace.errors import AlreadyClosed, LogTimeout, LogUnavailable, Unsupported
@@ -46,6 +47,25 @@ class Reader:
             LogUnavailable: no answer in time (LogTimeout), or the server cannot do it now.
         """
         slot = self._routes.slot(keys[0])
+
+        def words(connection: Connection, whole: bool) -> list[Arg]:
+            made: list[Arg] = ["EVAL", script.text] if whole else ["EVALSHA", script.sha]
+            made += (len(keys), *keys)
+            if publishes:
+                made.append("SPUBLISH" if slot is not None and connection.version >= (7,) else "PUBLISH")
+            made += args
+            return made
+
+        return await self._ask(slot, words, deadline)
+
+    async def command(self, key: bytes, *words: Arg, deadline: float) -> Any:
+        """Send one command that only reads to the server that has the key.
+
+        Raises: as `run`.
+        """
+        return await self._ask(self._routes.slot(key), lambda _connection, _whole: list(words), deadline)
+
+    async def _ask(self, slot: int | None, words: Callable[[Connection, bool], list[Arg]], deadline: float) -> Any:
         node: Node | None = None
         asking = whole = False
         while True:
@@ -54,12 +74,8 @@ class Reader:
             if node is None:
                 node = await self._locate(slot, deadline)
             connection = await node.ready(deadline)
-            words: list[Arg] = ["EVAL", script.text] if whole else ["EVALSHA", script.sha]
-            words += (len(keys), *keys)
-            if publishes:
-                words.append("SPUBLISH" if slot is not None and connection.version >= (7,) else "PUBLISH")
             try:
-                return await self._call(node, connection, deadline, asking, *words, *args)
+                return await self._call(node, connection, deadline, asking, *words(connection, whole))
             except ReplyLate:
                 raise LogTimeout("the log did not answer in time") from None
             except ConnectionLost:
