@@ -146,3 +146,35 @@ async def test_streams_keep_their_order_beside_each_other(log: MemoryLog, proxy:
 
     for which in range(3):
         assert await stored(log, f"run:{which}") == list(range(which, 100, 3))
+
+
+async def test_events_for_a_stream_that_has_ended_are_dropped_alone(log: MemoryLog, proxy: FaultyProxy) -> None:
+    async with Tailrace(proxy.url, token=mint()) as client:
+        await client.publish("run:1", "note", 0)
+        await client.close_stream("run:1")
+        for n in range(3):
+            client.emit("run:1", "note", n)
+            client.emit("run:2", "note", n)
+        assert await client.flush(10)
+
+    assert await stored(log) == [0]
+    assert await stored(log, "run:2") == [0, 1, 2]
+
+
+async def test_a_refused_token_is_waited_out(
+    log: MemoryLog, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.client.emitting.REFUSED_TOKEN_SECONDS", 0.05)
+    asked = 0
+
+    def token() -> str:
+        nonlocal asked
+        asked += 1
+        return mint() if asked > 4 else "no"
+
+    async with Tailrace(proxy.url, token=token) as client:
+        client.emit("run:1", "note", 1)
+        assert await client.flush(10)
+
+    assert asked == 5
+    assert await stored(log) == [1]
