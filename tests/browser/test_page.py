@@ -140,19 +140,19 @@ async def test_bad_token_asks_for_a_better_one(open_page: OpenPage, site: Site, 
     await live.wait_state("live")
 
 
-@pytest.mark.slow
-async def test_token_that_runs_out_while_watching_can_be_replaced(open_page: OpenPage, site: Site, auth: str) -> None:
-    live = await watching(open_page, site, token("ada", read=["run:*"], exp=int(time.time()) + 3))
-    ids = await publish(site, "before")
-    await live.wait_ids(ids)
-    await live.wait_state("refused", 20)
-    ids += await publish(site, "meanwhile")
+async def test_token_that_runs_out_while_watching_can_be_replaced(open_page: OpenPage, auth: str) -> None:
+    async with open_site(jwt_leeway_seconds=0, recheck_seconds=0.2) as site:
+        live = await watching(open_page, site, token("ada", read=["run:*"], exp=int(time.time()) + 3))
+        ids = await publish(site, "before")
+        await live.wait_ids(ids)
+        await live.wait_state("refused", 20)
+        ids += await publish(site, "meanwhile")
 
-    await live.page.fill("#token", auth)
-    await live.page.click("#sign-in-form button[type=submit]")
+        await live.page.fill("#token", auth)
+        await live.page.click("#sign-in-form button[type=submit]")
 
-    await live.wait_ids(ids)
-    await live.wait_state("live")
+        await live.wait_ids(ids)
+        await live.wait_state("live")
 
 
 async def test_page_that_lost_its_place_to_another_stays_away_until_asked(open_page: OpenPage, auth: str) -> None:
