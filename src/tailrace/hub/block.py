@@ -42,13 +42,15 @@ class Cell:
 class Block:
     """Items of one stream in their order, shared by all sinks that are given them. Do not change it."""
 
-    __slots__ = ("_encoded", "cells", "stream")
+    __slots__ = ("_bytes", "_encoded", "_form", "cells", "stream")
 
     def __init__(self, stream: StreamName | None, cells: Sequence[Cell]) -> None:
         self.stream = stream
         """None: a notice to the whole subscription."""
         self.cells = cells
         self._encoded: dict[Form, bytes] = {}
+        self._form: Form | None = None
+        self._bytes = b""
 
     @classmethod
     def of(cls, stream: StreamName | None, items: Iterable[Item]) -> Block:
@@ -69,9 +71,13 @@ class Block:
 
     def encode(self, form: Form) -> bytes:
         """The whole block as it is written, encoded on first use."""
+        if form is self._form:
+            # A thousand readers of one form ask one after the other: hashing it each time would cost half of this.
+            return self._bytes
         encoded = self._encoded.get(form)
         if encoded is None:
             encoded = self._encoded[form] = form.join([cell.frame(form) for cell in self.cells])
+        self._form, self._bytes = form, encoded
         return encoded
 
 
