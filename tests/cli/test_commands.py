@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -43,8 +44,9 @@ async def test_the_help_names_every_command_example_and_exit_code(run: Run) -> N
     assert {code for code, _ in TABLE} == set(ExitCode)
     for code, _ in TABLE:
         assert f"{code.value} " in text
-    for command in ("dev", "serve", "exec", "publish", "tail", "info", "token", "doctor"):
-        assert "Examples" in (await run(command, "--help")).out
+    commands = ("dev", "serve", "exec", "publish", "tail", "info", "token", "doctor")
+    helps = await asyncio.gather(*(run(command, "--help") for command in commands))
+    assert all("Examples" in each.out for each in helps)
 
 
 async def test_a_data_folder_above_names_the_server_and_the_token(run: Run, tmp_path: Path, proxy: FaultyProxy) -> None:

@@ -24,7 +24,7 @@ __all__ = ["execute", "spool_folder"]
 
 
 def execute(
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.")],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="What to run, after `--`.")],
     run_id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="Name of the run: its stream is run:ID. Else a new one.")
     ] = None,
