@@ -1,0 +1,310 @@
+"""Two gateways on one Redis through breakable links, writers and readers of every kind, and the run over all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tailrace.core.ids import EntryId
+from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, value_of
+from tests.chaos.nemesis import FAULTS, Step
+from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
+from tests.chaos.writers import HttpWriter, KilledWriter, LogWriter, Writer
+from tests.e2e.harness import Gateway, token
+from tests.support.need import need_redis70
+from tests.support.proxy import Proxy
+from tests.support.redis_servers import RedisServer
+from tests.support.wait import eventually
+
+__all__ = ["TRANSPORTS", "Arena", "Result", "arena", "read_truth"]
+
+PREFIX = "chaos:"
+STREAMS = ("run:a", "run:b", "run:c")
+SECRET_STREAM = "run:secret"
+TRANSPORTS = ("sse", "sse-many", "ws", "ws-many", "poll", "poll-many", "client-http", "client-redis")
+PATIENCE = 90.0
+"""How long anything may take that must come about at last; a loaded machine is no defect."""
+
+
+@dataclass
+class Result:
+    """What came out of a run."""
+
+    board: Board
+    truth: Truth
+    walks: list[Walk]
+    violations: list[Violation]
+    steps: list[str]
+    seconds: float
+
+    def kinds(self) -> set[str]:
+        """The kinds of violations."""
+        return {violation.kind for violation in self.violations}
+
+
+class Arena:
+    """All processes and clients of a run."""
+
+    def __init__(self, folder: Path, *, redis: dict[str, str] | None = None, named: bool = True) -> None:
+        self.board = Board()
+        self.folder = folder
+        self.redis = RedisServer(need_redis70(), redis)
+        self.proxies = [Proxy(str(self.redis.socket)) for _ in range(3)]
+        self.gateways: list[Gateway] = []
+        self.writers: list[Writer] = []
+        self.killed: list[KilledWriter] = []
+        self.readers: list[Reader] = []
+        self.pause = 0.08
+        self.steps: list[str] = []
+        self._named = named
+        self._next = 0
+        self._cutting = True
+
+    def url(self) -> str:
+        """One gateway after the other."""
+        self._next += 1
+        return self.gateways[self._next % len(self.gateways)].url
+
+    async def start(self) -> None:
+        """Start the servers."""
+        await self.redis.start()
+        for index, proxy in enumerate(self.proxies):
+            await proxy.start()
+            if index == 0:
+                continue
+            folder = self.folder / f"gateway{index}"
+            folder.mkdir()
+            (folder / "tailrace.toml").write_text("[kinds.run]\nmax_length = 50000000\n")
+            settings = {"redis_url": proxy.url, "stall_seconds": "2", "log_timeout_seconds": "2"}
+            self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
+        for gateway in self.gateways:
+            await gateway.start(ready=False)
+        for gateway in self.gateways:
+            await self.wait_ready(gateway)
+
+    def people(self) -> None:
+        """Make the writers and readers."""
+        bearer = token("writer", write=["run:*"])
+        app = self.proxies[0].url
+        for index, stream in enumerate(STREAMS):
+            others = [stream, STREAMS[(index + 1) % len(STREAMS)]]
+            self.writers += [
+                HttpWriter(self.board, f"http{index}", others, url=self.url, token=bearer, named=self._named),
+                LogWriter(self.board, f"log{index}", others, url=app, key_prefix=PREFIX),
+            ]
+        self.writers.append(HttpWriter(self.board, "secret", [SECRET_STREAM], url=self.url, token=bearer))
+        urls = ",".join(gateway.url for gateway in self.gateways)
+        self.killed = [
+            KilledWriter(self.board, "dying-http", "run:a", target=("http", bearer, urls), repeats=True),
+            KilledWriter(self.board, "dying-log", "run:b", target=("log", PREFIX, app), repeats=False),
+        ]
+        self.writers += self.killed
+        for index in range(2):
+            self._readers(index, app)
+        self._intruders()
+
+    def _readers(self, index: int, app: str) -> None:
+        one, many = STREAMS[index : index + 1], STREAMS[: 2 + index]
+        self._reader(SourceReader, "sse", one, index)
+        self._reader(SourceReader, "sse-many", many, index)
+        self._reader(SocketReader, "ws", one, index)
+        self._reader(_commands, "ws-many", many, index)
+        self._reader(PollReader, "poll", one, index)
+        self._reader(PollReader, "poll-many", many, index)
+        self._reader(ClientReader, "client-http", many, index)
+        walk = Walk(self.board, f"client-redis{index}", "client-redis", many)
+        self.readers.append(ClientReader(lambda: app, walk, "", key_prefix=PREFIX))
+
+    def _reader(self, make: Callable[..., Reader], transport: str, streams: Sequence[str], index: int) -> None:
+        name = f"{transport}{index}"
+        self.readers.append(make(self.url, Walk(self.board, name, transport, streams), token(name, read=list(streams))))
+
+    def _intruders(self) -> None:
+        """They ask for more than they may read."""
+        asked = ("run:a", SECRET_STREAM)
+        for transport, make in (("sse-many", SourceReader), ("ws-many", _commands), ("poll-many", PollReader)):
+            intruder = _Intruder(self.board, f"intruder-{transport}", transport, ("run:a",))
+            reader = make(self.url, intruder, token(intruder.name, read=["run:a"]), asked=asked)
+            reader.stays = False
+            self.readers.append(reader)
+
+    async def end_gateway(self, gateway: Gateway) -> None:
+        """SIGTERM, and hold what does not go well against it."""
+        try:
+            code = await gateway.stop(PATIENCE / 2)
+        except AssertionError as error:
+            self.board.complain("no drain", gateway.url, "", str(error)[-500:])
+            return
+        if code != 0:
+            self.board.complain("exit code", gateway.url, "", f"{code}: {gateway.log.read_text()[-500:]}")
+
+    async def wait_ready(self, gateway: Gateway) -> None:
+        """Wait until a gateway is ready."""
+        await gateway.wait_ready(PATIENCE)
+
+    async def step(self, step: Step) -> None:
+        """Let the faults happen, then wait until everybody gets something again."""
+        self.steps.append(str(step))
+        self.board.fault = step.label
+        async with asyncio.TaskGroup() as group:
+            for name in step.names:
+                group.create_task(FAULTS[name][1](self, random.Random(f"{step.seed}-{name}")))
+        await self.heal()
+        await self.progress(5)
+        self.board.fault = "quiet"
+        await asyncio.sleep(step.quiet)
+
+    async def heal(self) -> None:
+        """Undo every fault."""
+        for proxy in self.proxies:
+            proxy.restore()
+        for reader in self.readers:
+            reader.heal()
+        await asyncio.to_thread(self.redis.wait_ready_sync)
+        for gateway in self.gateways:
+            await self.wait_ready(gateway)
+
+    async def progress(self, least: int) -> None:
+        """Wait until every writer was acknowledged and every honest reader was given something."""
+        readers = [reader for reader in self.readers if reader.stays]
+        written = [writer.acked + 1 for writer in self.writers]
+        given = [reader.walk.deliveries + least for reader in readers]
+
+        def moved() -> bool:
+            late = [r.walk.name for r, n in zip(readers, given, strict=True) if r.walk.deliveries < n]
+            late += [w.name for w, n in zip(self.writers, written, strict=True) if w.acked < n]
+            assert not late, late
+            return True
+
+        try:
+            await eventually(moved, PATIENCE, every=0.05)
+        except AssertionError as error:
+            self.board.complain("stuck", "everybody", "", f"not in {PATIENCE} s: {error}")
+
+    async def disconnect(self, seed: int) -> None:
+        """Readers lose their connections all the time."""
+        rng = random.Random(seed)
+        while self._cutting:
+            await asyncio.sleep(rng.uniform(0.1, 0.5))
+            rng.choice(self.readers).cut()
+
+    async def run(self, seed: int, steps: AsyncIterator[Step]) -> Result:
+        """The whole run: load, faults, the drain, the judgement."""
+        began = time.monotonic()
+        self.people()
+        async with contextlib.AsyncExitStack() as stack:
+            reading = _tasks(stack, [*(reader.run() for reader in self.readers), self.disconnect(seed)])
+            writing = _tasks(stack, [writer.run() for writer in self.writers])
+            await self.progress(5)
+            async for step in steps:
+                await self.step(step)
+                _raise_defects([*reading, *writing])
+            await self.drain(writing)
+            truth = await read_truth(self.redis, [*STREAMS, SECRET_STREAM])
+            await self.catch_up(truth)
+        for gateway in self.gateways:
+            for line in gateway.complaints():
+                self.board.complain("log", gateway.url, "", line)
+        walks = [reader.walk for reader in self.readers]
+        found = judge(self.board, truth, [walk for walk in walks if not isinstance(walk, _Intruder)])
+        return Result(self.board, truth, walks, found, self.steps, time.monotonic() - began)
+
+    async def drain(self, writing: Sequence[asyncio.Task[None]]) -> None:
+        """Let the writers end with what they have begun."""
+        self.board.fault = "drain"
+        self._cutting = False
+        for writer in self.writers:
+            writer.stop()
+        done, late = await asyncio.wait(writing, timeout=PATIENCE)
+        if late:
+            self.board.complain("stuck", f"{len(late)} writers", "", "did not end")
+        _raise_defects(list(done))
+
+    async def catch_up(self, truth: Truth) -> None:
+        """Wait until every honest reader has everything; who has not is judged."""
+        walks = [reader.walk for reader in self.readers if reader.stays]
+
+        def all_there() -> bool:
+            return all(
+                not truth[stream] or position == truth[stream][-1].id
+                for walk in walks
+                for stream, position in walk.positions.items()
+            )
+
+        with contextlib.suppress(AssertionError):
+            await eventually(all_there, PATIENCE, every=0.05)
+
+    async def aclose(self) -> None:
+        """End everything."""
+        for gateway in self.gateways:
+            await gateway.kill()
+        for proxy in self.proxies:
+            await proxy.aclose()
+        await asyncio.to_thread(self.redis.remove_sync)
+
+
+class _Intruder(Walk):
+    """Who is given something else than its own stream is told apart; how far it gets does not matter."""
+
+
+def _commands(*args: object, **options: object) -> SocketReader:
+    return SocketReader(*args, commands=True, **options)  # type: ignore[arg-type]
+
+
+def _tasks(
+    stack: contextlib.AsyncExitStack, coroutines: Sequence[Coroutine[Any, Any, None]]
+) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(each) for each in coroutines]
+
+    async def end() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    stack.push_async_callback(end)
+    return tasks
+
+
+def _raise_defects(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """A defect of the harness is no result."""
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.result()
+
+
+async def read_truth(redis: RedisServer, streams: Sequence[str]) -> Truth:
+    """What Redis itself holds."""
+    truth: dict[str, list[Entry]] = {}
+    for stream in streams:
+        kind, _, name = stream.partition(":")
+        entries, at = [], "-"
+        while page := await redis.cli("XRANGE", f"{PREFIX}{kind}:{{{name}}}:events", at, "+", "COUNT", "5000"):
+            entries += page
+            at = f"({page[-1][0]}"
+        truth[stream] = [_entry(id_, fields) for id_, fields in entries]
+    return truth
+
+
+def _entry(id_: str, fields: list[str]) -> Entry:
+    pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+    return Entry(EntryId.parse(id_), EntryId.parse(pairs["prev"]), value_of(pairs["data"].encode())[0])
+
+
+@asynccontextmanager
+async def arena(*, redis: dict[str, str] | None = None, named: bool = True) -> AsyncIterator[Arena]:
+    """An arena that is up; ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="tr-chaos-", dir="/tmp") as folder:
+        made = Arena(Path(folder), redis=redis, named=named)
+        try:
+            await made.start()
+            yield made
+        finally:
+            await made.aclose()

@@ -1,0 +1,251 @@
+"""Judges a run: what was attempted, what every reader was given, and what the log holds at the end. O(n), no clock.
+
+Rules of this file
+1. A reader's `Walk` is fed each delivery once and keeps only its place: a long run needs the memory of its log.
+2. What a reader says is compared with the chain (PROTOCOL.md §5), with every other reader, and with the log itself.
+3. An attempt is acknowledged (in the log, once), refused (never in the log), or open (perhaps, at most once).
+4. Anything wrong is a `Violation` that names the fault of the time, the reader and the place.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tailrace.core.event import Gap, Record
+from tailrace.core.ids import ZERO, EntryId
+
+__all__ = ["Attempt", "Board", "Entry", "Outcome", "Truth", "Violation", "Walk", "judge", "value_of"]
+
+
+class Outcome(StrEnum):
+    """What a publisher was told."""
+
+    OPEN = "open"
+    ACKED = "acked"
+    REFUSED = "refused"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One event that somebody wanted to publish; retries belong to it."""
+
+    writer: str
+    stream: str
+    value: str
+    outcome: Outcome = Outcome.OPEN
+    id: EntryId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One record as the log holds it at the end."""
+
+    id: EntryId
+    prev: EntryId | None
+    value: str
+
+
+Truth = Mapping[str, Sequence[Entry]]
+"""The streams as Redis holds them at the end, each in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that must not happen."""
+
+    kind: str
+    who: str
+    stream: str
+    fault: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.who} on {self.stream or '-'} during {self.fault}: {self.detail}"
+
+
+@dataclass
+class Board:
+    """What all parts of a run write on: attempts, counts by fault and transport, violations."""
+
+    fault: str = "quiet"
+    attempts: list[Attempt] = field(default_factory=list)
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """(fault, transport, measure) → number."""
+    violations: list[Violation] = field(default_factory=list)
+    seen: dict[str, dict[EntryId, tuple[EntryId | None, str]]] = field(default_factory=lambda: defaultdict(dict))
+    """Per stream: what the first reader of an id was given."""
+
+    def count(self, transport: str, measure: str, number: int = 1) -> None:
+        """Add to a cell of the report."""
+        self.counts[self.fault, transport, measure] += number
+
+    def complain(self, kind: str, who: str, stream: str, detail: str) -> None:
+        """Note a violation."""
+        self.violations.append(Violation(kind, who, stream, self.fault, detail))
+
+    def attempt(self, writer: str, stream: str, value: str) -> Attempt:
+        """Note that an event is about to be published."""
+        made = Attempt(writer, stream, value)
+        self.attempts.append(made)
+        return made
+
+
+def value_of(data: bytes) -> tuple[str, str]:
+    """The value and the stream that an event of a run says itself."""
+    body: dict[str, Any] = json.loads(data)
+    return str(body.get("v")), str(body.get("s"))
+
+
+class Walk:
+    """The way of one reader through its streams, over all of its connections."""
+
+    def __init__(self, board: Board, name: str, transport: str, streams: Iterable[str]) -> None:
+        self.board = board
+        self.name = name
+        self.transport = transport
+        self.positions: dict[str, EntryId] = dict.fromkeys(streams, ZERO)
+        self.deliveries = 0
+        self.gaps: list[Gap] = []
+        self._told: dict[str, Gap] = {}
+
+    def connected(self) -> None:
+        """It has a new connection."""
+        self.board.count(self.transport, "connects")
+
+    def placed(self, cursors: Mapping[Any, Any], where: str) -> None:
+        """A cursor that the server or the client library gave: it must say exactly how far the reader got."""
+        for stream, cursor in cursors.items():
+            if isinstance(cursor, EntryId) and stream in self.positions and cursor != self.positions[stream]:
+                self._complain("cursor", str(stream), f"{where} says {cursor}, it has up to {self.positions[stream]}")
+
+    def record(self, record: Record) -> None:
+        """It was given a record."""
+        stream = str(record.stream)
+        self.deliveries += 1
+        self.board.count(self.transport, "deliveries")
+        value, own = value_of(record.data)
+        if stream not in self.positions:
+            self._complain("foreign stream", stream, f"{record.id} was given to somebody who may not have it")
+            return
+        if own != stream:
+            self._complain("crossed", stream, f"{record.id} holds an event of {own}")
+        known = self.board.seen[stream].setdefault(record.id, (record.prev, value))
+        if known != (record.prev, value):
+            self._complain("disagreement", stream, f"{record.id} is {(record.prev, value)}, for others {known}")
+        self._step(stream, record)
+
+    def _step(self, stream: str, record: Record) -> None:
+        position, gap = self.positions[stream], self._told.pop(stream, None)
+        self.positions[stream] = record.id
+        if record.prev == position:
+            return
+        if gap is not None and (record.id == gap.before or (gap.before is None and gap.cursor == ZERO)):
+            return
+        kind = "twice or out of order" if record.id <= position else "skipped"
+        self._complain(kind, stream, f"{record.id} follows {record.prev}, the reader is at {position}, gap: {gap}")
+
+    def gap(self, gap: Gap) -> None:
+        """It was told of a loss."""
+        stream = str(gap.stream)
+        self.board.count(self.transport, "gaps")
+        self.gaps.append(gap)
+        if stream not in self.positions:
+            self._complain("foreign stream", stream, "a gap was told to somebody who may not have it")
+            return
+        if gap.after != self.positions[stream]:
+            self._complain("gap elsewhere", stream, f"{gap} is told to a reader at {self.positions[stream]}")
+        self.positions[stream] = gap.cursor
+        self._told[stream] = gap
+
+    def broken(self, detail: str) -> None:
+        """Something else than the protocol."""
+        self._complain("broken", "", detail)
+
+    def _complain(self, kind: str, stream: str, detail: str) -> None:
+        self.board.complain(kind, f"{self.name} ({self.transport})", stream, detail)
+        self.board.count(self.transport, "violations")
+
+
+def judge(board: Board, truth: Truth, walks: Iterable[Walk]) -> list[Violation]:
+    """Everything that is wrong with a run whose faults are over and whose readers had time to catch up."""
+    found = list(board.violations)
+
+    def complain(kind: str, who: str, stream: str, detail: str) -> None:
+        found.append(Violation(kind, who, stream, "the end", detail))
+
+    for stream, entries in truth.items():
+        _judge_log(stream, entries, complain)
+        _judge_agreement(stream, entries, board, complain)
+    _judge_attempts(board.attempts, truth, complain)
+    for walk in walks:
+        _judge_walk(walk, truth, complain)
+    return found
+
+
+def _judge_log(stream: str, entries: Sequence[Entry], complain: Any) -> None:
+    """The log is a chain, and each of its events is there once."""
+    before = ZERO
+    values = Counter(entry.value for entry in entries)
+    for value, times in values.items():
+        if times > 1:
+            complain("doubled", value, stream, f"is in the log {times} times")
+    for entry in entries:
+        if entry.id <= before or entry.prev != before or entry.id.seq != before.seq + 1:
+            complain("broken chain", "the log", stream, f"{entry.id} says it follows {entry.prev}, it follows {before}")
+        before = entry.id
+
+
+def _judge_agreement(stream: str, entries: Sequence[Entry], board: Board, complain: Any) -> None:
+    """What readers were given is what the log holds."""
+    held = {entry.id: (entry.prev, entry.value) for entry in entries}
+    for id_, given in board.seen.get(stream, {}).items():
+        if id_ not in held:
+            complain("vanished", given[1], stream, f"{id_} was given to readers and is not in the log")
+        elif held[id_] != given:
+            complain("disagreement", "the log", stream, f"{id_} is {held[id_]}, for readers {given}")
+
+
+def _judge_attempts(attempts: Sequence[Attempt], truth: Truth, complain: Any) -> None:
+    """Acknowledged is in the log where it was said to be; refused is not in it; a writer's order is kept."""
+    where = {stream: {entry.value: entry.id for entry in entries} for stream, entries in truth.items()}
+    known = {(attempt.stream, attempt.value): attempt for attempt in attempts}
+    latest: dict[tuple[str, str], EntryId] = {}
+    for attempt in attempts:
+        id_ = where.get(attempt.stream, {}).get(attempt.value)
+        if attempt.outcome is Outcome.REFUSED and id_ is not None:
+            complain("aborted read", attempt.writer, attempt.stream, f"{attempt.value} was refused and is at {id_}")
+        if attempt.outcome is not Outcome.ACKED:
+            continue
+        assert attempt.id is not None
+        if id_ is None:
+            complain("lost", attempt.writer, attempt.stream, f"{attempt.value} was acknowledged as {attempt.id}")
+        elif id_ != attempt.id:
+            complain("moved", attempt.writer, attempt.stream, f"{attempt.value}: told {attempt.id}, at {id_}")
+        lane = (attempt.writer, attempt.stream)
+        if attempt.id <= latest.get(lane, ZERO):
+            complain("writer's order", attempt.writer, attempt.stream, f"{attempt.id} is not after {latest[lane]}")
+        latest[lane] = attempt.id
+    for stream, values in where.items():
+        for value, id_ in values.items():
+            if (stream, value) not in known:
+                complain("invented", "the log", stream, f"{value} at {id_} was never published")
+
+
+def _judge_walk(walk: Walk, truth: Truth, complain: Any) -> None:
+    """A reader ends at the head, and each gap that it was told stands for something that is gone."""
+    who = f"{walk.name} ({walk.transport})"
+    for stream, position in walk.positions.items():
+        entries = truth.get(stream, ())
+        head = entries[-1].id if entries else ZERO
+        if position != head:
+            complain("unseen", who, stream, f"it is at {position}, the log goes on to {head}")
+    if walk.gaps:
+        held = {stream: {entry.id for entry in entries} for stream, entries in truth.items()}
+        for gap in walk.gaps:
+            if gap.after == ZERO or gap.after in held.get(str(gap.stream), ()):
+                complain("false gap", who, str(gap.stream), f"{gap}: nothing was lost there")

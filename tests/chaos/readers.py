@@ -1,0 +1,264 @@
+"""Readers of every transport that lose their connections, stall, change gateways, and come back with their cursors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from tailrace import Tailrace
+from tailrace.client.wire import Closed, Opened, decode_control, decode_record
+from tailrace.core.cursor import CursorToken, parse_cursor
+from tailrace.core.event import Ended, Gap, Record
+from tailrace.core.ids import ZERO
+from tailrace.core.names import StreamName
+from tailrace.core.sse import ServerEvent
+from tests.chaos.judge import Walk
+from tests.e2e.harness import EventSource
+
+__all__ = ["ClientReader", "PollReader", "Reader", "SocketReader", "SourceReader"]
+
+Url = Callable[[], str]
+"""One of the gateways; another one each time."""
+
+LOST = (OSError, EOFError, TimeoutError, httpx.HTTPError, ConnectionClosed, InvalidHandshake)
+"""How a connection may end without anybody being wrong."""
+
+
+class Reader:
+    """Reads until it is cancelled; `cut` and `stall` are what happens to it."""
+
+    def __init__(self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = ()) -> None:
+        self.url = url
+        self.walk = walk
+        self.token = token
+        self.streams = [StreamName.parse(stream) for stream in (asked or walk.positions)]
+        self.stays = True
+        """Whether being sent away for good is wrong."""
+        self._visit: asyncio.Task[None] | None = None
+        self._go = asyncio.Event()
+        self._go.set()
+
+    async def run(self) -> None:
+        """Connect, read, lose the connection, and so on."""
+        try:
+            while True:
+                self._visit = asyncio.create_task(self.visit())
+                await asyncio.wait((self._visit,))
+                if not self._visit.cancelled() and (error := self._visit.exception()) is not None:
+                    if not isinstance(error, LOST):
+                        self.walk.broken(f"{type(error).__name__}: {error}"[:300])
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(random.uniform(0.01, 0.1))
+        finally:
+            self.cut()
+            if self._visit is not None:
+                await asyncio.gather(self._visit, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Lose the connection."""
+        if self._visit is not None:
+            self._visit.cancel()
+
+    def stall(self, seconds: float) -> None:
+        """Read nothing for a while."""
+        self._go.clear()
+        asyncio.get_running_loop().call_later(seconds, self._go.set)
+
+    def heal(self) -> None:
+        """Read on."""
+        self._go.set()
+
+    async def visit(self) -> None:
+        """One connection."""
+        raise NotImplementedError
+
+    def refused(self, why: object) -> None:
+        """It was told that it may not."""
+        if self.stays:
+            self.walk.broken(f"refused: {why}"[:300])
+        else:
+            self.walk.board.count(self.walk.transport, "refusals")
+
+    def take(self, message: bytes) -> None:
+        """One record or control in JSON."""
+        if b'"control"' not in message[:14]:
+            self.walk.record(decode_record(message))
+            return
+        told = decode_control(message)
+        if isinstance(told, Gap):
+            self.walk.gap(told)
+        elif isinstance(told, Opened):
+            self.walk.placed(told.cursors, "open")
+        elif isinstance(told, Closed) and told.code >= 4_500 and self.stays:
+            self.walk.broken(f"sent away for good: {told}")
+        elif isinstance(told, Ended):
+            self.walk.broken(f"told that its stream ended: {told}")
+
+    def cursor(self) -> str:
+        """What it has, as a cursor."""
+        if len(self.streams) == 1:
+            return str(self.walk.positions.get(self.streams[0], ZERO))
+        token = CursorToken(self.streams)
+        for stream in self.streams:
+            token.move(stream, self.walk.positions.get(stream, ZERO))
+        return str(token)
+
+
+class _Source(EventSource):
+    """An EventSource whose events go to a reader."""
+
+    def __init__(self, reader: Reader) -> None:
+        super().__init__("http://127.0.0.1:1", *reader.streams, token=reader.token)
+        self._reader = reader
+
+    async def visit(self, url: str) -> None:
+        self._port = int(url.rpartition(":")[2])
+        if self.last_event_id:
+            self._reader.walk.placed(parse_cursor(self.last_event_id, self._reader.streams), "the last event's id")
+        await self._connect()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        self._reader.walk.connected()
+        await super()._read(_Gate(reader, self._reader))  # type: ignore[arg-type]  # it has what is used
+
+    def _dispatch(self, event: ServerEvent) -> None:
+        self._reader.take(event.data.encode())
+
+
+class _Gate:
+    """A stream reader that stops when its owner stalls."""
+
+    def __init__(self, reader: asyncio.StreamReader, owner: Reader) -> None:
+        self._reader = reader
+        self._owner = owner
+
+    async def readuntil(self, separator: bytes) -> bytes:
+        await self._owner._go.wait()
+        return await self._reader.readuntil(separator)
+
+    async def readexactly(self, size: int) -> bytes:
+        return await self._reader.readexactly(size)
+
+
+class SourceReader(Reader):
+    """Server-Sent Events, one stream or several."""
+
+    def __init__(self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = ()) -> None:
+        super().__init__(url, walk, token, asked=asked)
+        self._source = _Source(self)
+
+    async def visit(self) -> None:
+        """See `Reader`."""
+        await self._source.visit(self.url())
+        if self._source.ended.is_set():
+            self._source.ended.clear()
+            self.refused(self._source.controls[-1:])
+            await asyncio.sleep(0.5)
+
+
+class SocketReader(Reader):
+    """A WebSocket: of one stream, or with commands of several."""
+
+    def __init__(self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = (), commands: bool = False) -> None:
+        super().__init__(url, walk, token, asked=asked)
+        self._commands = commands
+
+    async def visit(self) -> None:
+        """See `Reader`."""
+        base = self.url().replace("http", "ws", 1) + "/api/v1"
+        path = "/ws" if self._commands else f"/streams/{self.streams[0]}/ws?last_id={self.cursor()}"
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with connect(
+            base + path, additional_headers=headers, ping_interval=None, max_size=None, close_timeout=1
+        ) as socket:
+            self.walk.connected()
+            if self._commands:
+                wanted = {str(stream): str(self.walk.positions.get(stream, "0")) for stream in self.streams}
+                await socket.send(json.dumps({"cmd": "subscribe", "id": 1, "streams": wanted}))
+            while True:
+                await self._go.wait()
+                await self._got(socket, await socket.recv(decode=False))
+
+    async def _got(self, socket: Any, message: bytes) -> None:
+        if message == b'{"control":"ping"}':
+            if self._commands:
+                await socket.send('{"cmd":"pong"}')
+        elif b'"reply"' in message[:10]:
+            body = json.loads(message)
+            refused = {**body.get("refused", {}), **({"": body["error"]} if "error" in body else {})}
+            if any(error.get("status") != 503 for error in refused.values()):
+                self.refused(refused)
+            if refused and self.stays:
+                raise ConnectionResetError("refused for now")
+        elif b'"control":"unsubscribed"' in message[:30]:
+            raise ConnectionResetError("unsubscribed by the server")
+        else:
+            self.take(message)
+
+
+class PollReader(Reader):
+    """Long-polls."""
+
+    async def visit(self) -> None:
+        """See `Reader`."""
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self.token}"}, timeout=20) as client:
+            while True:
+                await self._go.wait()
+                await self._poll(client)
+
+    async def _poll(self, client: httpx.AsyncClient) -> None:
+        query: list[tuple[str, str | int | float | bool | None]] = [("stream", str(stream)) for stream in self.streams]
+        query += [("cursor", self.cursor()), ("timeout", "5"), ("limit", "200")]
+        self.walk.connected()
+        answer = await client.get(f"{self.url()}/api/v1/events/poll", params=query)
+        if answer.status_code != 200:
+            if answer.status_code != 503:
+                self.refused(f"{answer.status_code} {answer.text}")
+            raise ConnectionResetError("refused for now")
+        page = answer.json()
+        gaps = {(gap["stream"], gap["before"]): gap for gap in page["gaps"]}
+        for event in page["events"]:
+            if (gap := gaps.pop((event["stream"], event["id"]), None)) is not None:
+                self.take(json.dumps(gap, separators=(",", ":")).encode())
+            self.take(json.dumps(event, separators=(",", ":")).encode())
+        for gap in gaps.values():
+            self.take(json.dumps(gap, separators=(",", ":")).encode())
+        self.walk.placed(parse_cursor(page["cursor"], self.streams), "the answer's cursor")
+
+
+class ClientReader(Reader):
+    """The Python client, over HTTP or straight on Redis; it comes back by itself, and sometimes is made anew."""
+
+    def __init__(self, url: Url, walk: Walk, token: str, *, key_prefix: str | None = None) -> None:
+        super().__init__(url, walk, token)
+        self._key_prefix = key_prefix
+        self._cursor: str | None = None
+
+    async def visit(self) -> None:
+        """See `Reader`."""
+        client = Tailrace(self.url(), token=self.token, key_prefix=self._key_prefix)
+        reading = client.subscribe(
+            *self.streams, since=self._cursor, on_link=lambda link: self.walk.connected() if link.up else None
+        )
+        try:
+            while True:
+                await self._go.wait()
+                item = await anext(reading)
+                if isinstance(item, Record):
+                    self.walk.record(item)
+                elif isinstance(item, Gap):
+                    self.walk.gap(item)
+        finally:
+            self._cursor = reading.cursor or self._cursor
+            self.walk.placed(reading.cursors, "the subscription")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(10):
+                    await client.aclose()

@@ -1,0 +1,206 @@
+"""Publishers that record what they were told, each a different way to the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tailrace.core.event import Event
+from tailrace.core.ids import EntryId
+from tailrace.core.kinds import Kinds, StreamKind
+from tailrace.core.names import StreamName
+from tailrace.errors import LogUnavailable, OutcomeUnknown
+from tailrace.eventlog.redis.log import RedisLog
+from tests.chaos.judge import Attempt, Board, Outcome
+from tests.chaos.readers import LOST, Url
+
+__all__ = ["KINDS", "HttpWriter", "KilledWriter", "LogWriter", "Writer"]
+
+ROOT = Path(__file__).parents[2]
+KINDS = Kinds((StreamKind(name="run", max_length=50_000_000),))
+"""Nothing is trimmed in a run: the log at its end is the whole truth."""
+
+
+class Writer:
+    """Publishes numbered events one after the other, in turn to its streams, until it is told to stop."""
+
+    def __init__(self, board: Board, name: str, streams: list[str]) -> None:
+        self.board = board
+        self.name = name
+        self.streams = streams
+        self.acked = 0
+        self.failures = 0
+        self.pause = 0.08
+        self.size = 60
+        self._number = 0
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Publish until `stop`; an event that was begun is settled first."""
+        while not self._stop.is_set():
+            self._number += 1
+            stream = self.streams[self._number % len(self.streams)]
+            attempt = self.board.attempt(self.name, stream, f"{self.name}/{self._number}")
+            attempt.id = await self.settle(attempt, self.body(attempt))
+            attempt.outcome = Outcome.ACKED
+            self.acked += 1
+            self.board.count("publish", "acknowledged")
+            await asyncio.sleep(random.uniform(0, 2 * self.pause))
+
+    def body(self, attempt: Attempt) -> dict[str, Any]:
+        """The event's data: it says itself what and whose it is."""
+        return {"v": attempt.value, "s": attempt.stream, "pad": "x" * random.randrange(2 * self.size)}
+
+    def failed(self) -> None:
+        """Note an answer that was no acknowledgement."""
+        self.failures += 1
+        self.board.count("publish", "failures")
+
+    def stop(self) -> None:
+        """End after the event that is under way."""
+        self._stop.set()
+
+    async def settle(self, attempt: Attempt, data: dict[str, Any]) -> EntryId:
+        """Publish until it is acknowledged."""
+        raise NotImplementedError
+
+
+class HttpWriter(Writer):
+    """Publishes through any gateway, with a uid. `named=False` is how it must not be done: retries without one."""
+
+    def __init__(
+        self, board: Board, name: str, streams: list[str], *, url: Url, token: str, named: bool = True
+    ) -> None:
+        super().__init__(board, name, streams)
+        self._url = url
+        self._named = named
+        self._client = httpx.AsyncClient(headers={"authorization": f"Bearer {token}"}, timeout=8)
+
+    async def run(self) -> None:
+        """See `Writer`."""
+        async with self._client:
+            await super().run()
+
+    async def settle(self, attempt: Attempt, data: dict[str, Any]) -> EntryId:
+        """See `Writer`."""
+        body = {"type": "test.step", "data": data} | ({"uid": attempt.value} if self._named else {})
+        while True:
+            with contextlib.suppress(*LOST):
+                answer = await self._client.post(f"{self._url()}/api/v1/streams/{attempt.stream}/events", json=body)
+                if answer.status_code == 201:
+                    return EntryId.parse(answer.json()["events"][0]["id"])
+                if answer.status_code != 503:
+                    self.board.complain("refused", self.name, attempt.stream, answer.text[:200])
+            self.failed()
+            await asyncio.sleep(random.uniform(0.02, 0.2))
+
+
+class LogWriter(Writer):
+    """Publishes straight on Redis without a uid: an unknown outcome is settled by its receipt."""
+
+    def __init__(self, board: Board, name: str, streams: list[str], *, url: str, key_prefix: str) -> None:
+        super().__init__(board, name, streams)
+        self._log = RedisLog.connect(url, prefix=key_prefix, kinds=KINDS, deadline=2.0)
+
+    async def run(self) -> None:
+        """See `Writer`."""
+        try:
+            await super().run()
+        finally:
+            await self._log.aclose()
+
+    async def settle(self, attempt: Attempt, data: dict[str, Any]) -> EntryId:
+        """See `Writer`."""
+        receipt: object = None
+        while True:
+            try:
+                if receipt is not None:
+                    return (await self._log.retry(receipt))[0].id
+                return (await self._log.append(StreamName.parse(attempt.stream), [Event("test.step", data)]))[0].id
+            except OutcomeUnknown as unknown:
+                receipt = unknown.receipt
+            except LogUnavailable:
+                pass
+            self.failed()
+            await asyncio.sleep(random.uniform(0.02, 0.2))
+
+
+class KilledWriter(Writer):
+    """A publisher process that is killed between request and answer, and started again.
+
+    Over HTTP it has uids, and its next life repeats what the last one did not see acknowledged. On Redis it has none:
+    what was under way stays open, stored once or never.
+    """
+
+    def __init__(self, board: Board, name: str, stream: str, *, target: tuple[str, ...], repeats: bool) -> None:
+        super().__init__(board, name, [stream])
+        self._target = target
+        self._repeats = repeats
+        self._process: asyncio.subprocess.Process | None = None
+        self._open: Attempt | None = None
+        self.lives = 0
+
+    async def run(self) -> None:
+        """See `Writer`."""
+        try:
+            while not self._stop.is_set():
+                await self._live()
+        finally:
+            self.kill()
+
+    async def _live(self) -> None:
+        first = self._number + 1
+        if self._repeats and self._open is not None:
+            first = self._number
+        else:
+            self._open = None
+        self.lives += 1
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.chaos.writing", *self._target, self.streams[0], self.name, str(first)),
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"},
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        try:
+            while line := await self._process.stdout.readline():
+                self._said(line.decode().split())
+        finally:
+            self.kill()
+            await self._process.wait()
+
+    def _said(self, words: list[str]) -> None:
+        if words[0] == "try":
+            self._number = int(words[1])
+            if self._open is None:
+                self._open = self.board.attempt(self.name, self.streams[0], f"{self.name}/{self._number}")
+        elif words[0] == "failed":
+            self.failed()
+        elif words[0] == "acked":
+            assert self._open is not None
+            self._open.outcome, self._open.id = Outcome.ACKED, EntryId.parse(words[1])
+            self._open = None
+            self.acked += 1
+            self.board.count("publish", "acknowledged")
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                # Its own `kill` would reap a process that just ended, under the eyes of the loop's watcher.
+                os.kill(self._process.pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """See `Writer`. Its process ends when its input does, after the event that is under way."""
+        super().stop()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
