@@ -23,6 +23,19 @@ def workers_of(served: Gateway) -> list[psutil.Process]:
     return [child for child in psutil.Process(served.pid).children() if "tailrace.server" in " ".join(child.cmdline())]
 
 
+async def wait_all_listen(served: Gateway, count: int) -> list[psutil.Process]:
+    """Wait until every worker accepts connections: the first one alone makes the port answer."""
+
+    def listening(worker: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            sockets = worker.net_connections("tcp")
+            return any(each.status == psutil.CONN_LISTEN and each.laddr.port == served.port for each in sockets)
+        return False
+
+    await eventually(lambda: len(workers_of(served)) == count and all(map(listening, workers_of(served))), 20)
+    return workers_of(served)
+
+
 def readers_on(worker: psutil.Process, port: int) -> int:
     """How many connections a worker has."""
     connections = worker.net_connections("tcp")
@@ -66,17 +79,14 @@ async def judge(redis: RedisServer, prefix: str, sources: list[EventSource]) -> 
 async def test_readers_on_both_workers_get_what_one_of_them_published(
     redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:
-    async with (
-        gateway(redis70, key_prefix, tmp_path, workers="2") as served,
-        reading(served, 24) as sources,
-    ):
-        workers = workers_of(served)
-        assert len(workers) == 2
-        spread = [readers_on(worker, served.port) for worker in workers]
-        assert min(spread) > 0, spread
-        async with publishing(served) as publisher:
-            await eventually(lambda: len(publisher.acked) >= 50, 20)
-        await judge(redis70, key_prefix, sources)
+    async with gateway(redis70, key_prefix, tmp_path, workers="2") as served:
+        workers = await wait_all_listen(served, 2)
+        async with reading(served, 24) as sources:
+            spread = [readers_on(worker, served.port) for worker in workers]
+            assert min(spread) > 0, spread
+            async with publishing(served) as publisher:
+                await eventually(lambda: len(publisher.acked) >= 50, 20)
+            await judge(redis70, key_prefix, sources)
 
 
 async def test_a_killed_worker_is_started_again_and_its_readers_lose_nothing(
@@ -84,6 +94,7 @@ async def test_a_killed_worker_is_started_again_and_its_readers_lose_nothing(
 ) -> None:
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(gateway(redis70, key_prefix, tmp_path, workers="2"))
+        await wait_all_listen(served, 2)
         sources = await stack.enter_async_context(reading(served, 16))
         async with publishing(served) as publisher:
             await eventually(lambda: len(publisher.acked) >= 20, 20)
@@ -100,11 +111,12 @@ async def test_a_killed_worker_is_started_again_and_its_readers_lose_nothing(
 async def test_both_workers_drain_and_the_supervisor_ends_with_0(
     redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:
-    async with gateway(redis70, key_prefix, tmp_path, workers="2") as served, reading(served, 10) as sources:
-        workers = workers_of(served)
-        assert await served.stop() == 0
-        assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-        assert all("stream.closed" in source.controls for source in sources)
+    async with gateway(redis70, key_prefix, tmp_path, workers="2") as served:
+        workers = await wait_all_listen(served, 2)
+        async with reading(served, 10) as sources:
+            assert await served.stop() == 0
+            assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+            assert all("stream.closed" in source.controls for source in sources)
 
 
 async def test_workers_end_when_their_supervisor_is_killed(
