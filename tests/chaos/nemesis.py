@@ -102,13 +102,13 @@ async def overflow(arena: Arena, rng: random.Random) -> None:
     os.kill(gateway.pid, signal.SIGSTOP)
     try:
         for writer in arena.writers:
-            writer.size, writer.pause = 20_000, 0.01
+            writer.size, writer.pause = 40_000, 0.01
         with contextlib.suppress(AssertionError):
             await eventually(lambda: path.read_text(errors="replace").count(sign) > before, 10, every=0.1)
             arena.board.count("redis", "overflows")
     finally:
         for writer in arena.writers:
-            writer.size, writer.pause = 60, arena.pause
+            writer.size, writer.pause = 120, arena.pause
         os.kill(gateway.pid, signal.SIGCONT)
         with contextlib.suppress(OSError, hiredis.ReplyError):
             await arena.redis.cli("CONFIG", "SET", "client-output-buffer-limit", "pubsub 33554432 8388608 60")
@@ -225,10 +225,10 @@ async def stalled_clients(arena: Arena, rng: random.Random) -> None:
     for reader in rng.sample(arena.readers, len(arena.readers) // 2):
         reader.stall(rng.uniform(2, 4))
     for writer in arena.writers:
-        writer.size, writer.pause = 10_000, 0.01
+        writer.size, writer.pause = 20_000, 0.01
     await asyncio.sleep(3)
     for writer in arena.writers:
-        writer.size, writer.pause = 60, arena.pause
+        writer.size, writer.pause = 120, arena.pause
     for reader in arena.readers:
         reader.heal()
 

@@ -224,14 +224,24 @@ class PollReader(Reader):
                 self.refused(f"{answer.status_code} {answer.text}")
             raise ConnectionResetError("refused for now")
         page = answer.json()
-        gaps = {(gap["stream"], gap["before"]): gap for gap in page["gaps"]}
-        for event in page["events"]:
-            if (gap := gaps.pop((event["stream"], event["id"]), None)) is not None:
-                self.take(json.dumps(gap, separators=(",", ":")).encode())
-            self.take(json.dumps(event, separators=(",", ":")).encode())
-        for gap in gaps.values():
-            self.take(json.dumps(gap, separators=(",", ":")).encode())
+        self._in_order(page["events"], page["gaps"])
         self.walk.placed(parse_cursor(page["cursor"], self.streams), "the answer's cursor")
+
+    def _in_order(self, events: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> None:
+        """A gap comes after the record that it names, as soon as the next record does not follow."""
+        for event in events:
+            self._told_at(event["stream"], gaps, event["prev"])
+            self.take(json.dumps(event, separators=(",", ":")).encode())
+        for gap in gaps:
+            self.take(json.dumps(gap, separators=(",", ":")).encode())
+
+    def _told_at(self, stream: str, gaps: list[dict[str, Any]], prev: str) -> None:
+        while str(position := self.walk.positions.get(StreamName(stream))) != prev:
+            gap = next((gap for gap in gaps if gap["stream"] == stream and gap["after"] == str(position)), None)
+            if gap is None:
+                return
+            gaps.remove(gap)
+            self.take(json.dumps(gap, separators=(",", ":")).encode())
 
 
 class ClientReader(Reader):

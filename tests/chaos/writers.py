@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Writer:
         self.acked = 0
         self.failures = 0
         self.pause = 0.08
-        self.size = 60
+        self.size = 120
         self._number = 0
         self._stop = asyncio.Event()
 
@@ -56,8 +57,8 @@ class Writer:
             await asyncio.sleep(random.uniform(0, 2 * self.pause))
 
     def body(self, attempt: Attempt) -> dict[str, Any]:
-        """The event's data: it says itself what and whose it is."""
-        return {"v": attempt.value, "s": attempt.stream, "pad": "x" * random.randrange(2 * self.size)}
+        """The event's data: it says itself what and whose it is. A later life repeats it to the byte."""
+        return {"v": attempt.value, "s": attempt.stream, "pad": "x" * (zlib.crc32(attempt.value.encode()) % self.size)}
 
     def failed(self) -> None:
         """Note an answer that was no acknowledgement."""
@@ -185,6 +186,8 @@ class KilledWriter(Writer):
                 self._open = self.board.attempt(self.name, self.streams[0], f"{self.name}/{self._number}")
         elif words[0] == "failed":
             self.failed()
+        elif words[0] == "broken":
+            self.board.complain("refused", self.name, self.streams[0], " ".join(words[1:]))
         elif words[0] == "acked":
             assert self._open is not None
             self._open.outcome, self._open.id = Outcome.ACKED, EntryId.parse(words[1])

@@ -29,7 +29,13 @@ async def _main(way: str, secret: str, target: str, stream: str, name: str, firs
         writer = HttpWriter(board, name, [stream], url=lambda: next(urls), token=secret)
     else:
         writer = LogWriter(board, name, [stream], url=target, key_prefix=secret)
-    writer.failed = lambda: _say("failed")  # type: ignore[method-assign]  # told to the process that watches
+
+    def failed() -> None:
+        _say("failed")
+        while board.violations:
+            _say("broken", board.violations.pop())
+
+    writer.failed = failed  # type: ignore[method-assign]  # told to the process that watches
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     for number in itertools.count(int(first)):
         _say("try", number)

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from tailrace.core.chain import Position, advance, at_head, follows
-from tailrace.core.event import Ended, Item, Record, StreamState
+from tailrace.core.event import Ended, Gap, Item, Record, StreamState
 from tailrace.core.names import StreamName
 from tailrace.core.page import Head, Page
 from tailrace.hub.block import Block, Cell
@@ -133,6 +133,9 @@ class Topic:
                 self._end(item)
             else:
                 self._pending.append(item)
+                if isinstance(item, Gap):
+                    # Pages of the history before would be given again and again: each of them leads to this gap.
+                    self.forget_pages()
         restarted = self.ahead.cursor < before.cursor
         return page.more or restarted
 
@@ -251,6 +254,9 @@ class Topic:
     async def _load(self, position: Position) -> Stretch:
         page = await self._read(self.stream, position)
         items, after = advance(self.stream, position, page)
+        if after.cursor < position.cursor:
+            # History begins anew, and this process may not have been told yet.
+            self.forget_pages()
         return Stretch(Block.of(self.stream, items), after)
 
     def forget_pages(self) -> None:
