@@ -15,13 +15,14 @@ from typing import Any
 
 from tailrace.core.ids import EntryId
 from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, value_of
+from tests.chaos.links import Link
 from tests.chaos.nemesis import FAULTS, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
 from tests.chaos.writers import HttpWriter, KilledWriter, LogWriter, Writer
 from tests.e2e.harness import Gateway, token
 from tests.support.need import need_redis70
 from tests.support.proxy import Proxy
-from tests.support.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
 __all__ = ["TRANSPORTS", "Arena", "Result", "arena", "read_truth"]
@@ -53,11 +54,15 @@ class Result:
 class Arena:
     """All processes and clients of a run."""
 
-    def __init__(self, folder: Path, *, redis: dict[str, str] | None = None, named: bool = True) -> None:
+    def __init__(self, folder: Path, *, redis: dict[str, str] | None = None, port: int = 0, named: bool = True) -> None:
         self.board = Board()
         self.folder = folder
-        self.redis = RedisServer(need_redis70(), redis)
-        self.proxies = [Proxy(str(self.redis.socket)) for _ in range(3)]
+        self.redis = RedisServer(need_redis70(), redis, port=port)
+        self.others: list[RedisServer] = []
+        """More servers that end with the arena."""
+        self.proxies = [Link(str(self.redis.socket)) for _ in range(3)]
+        self.edges: list[Proxy] = []
+        """Between the HTTP publishers and each gateway."""
         self.gateways: list[Gateway] = []
         self.writers: list[Writer] = []
         self.killed: list[KilledWriter] = []
@@ -73,6 +78,11 @@ class Arena:
         self._next += 1
         return self.gateways[self._next % len(self.gateways)].url
 
+    def edge_url(self) -> str:
+        """The same for publishers, whose answers may be lost."""
+        self._next += 1
+        return _http(self.edges[self._next % len(self.edges)])
+
     async def start(self) -> None:
         """Start the servers."""
         await self.redis.start()
@@ -86,6 +96,7 @@ class Arena:
             settings = {"redis_url": proxy.url, "stall_seconds": "2", "log_timeout_seconds": "2"}
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:
+            self.edges.append(await Proxy(("127.0.0.1", gateway.port), port=find_port()).start())
             await gateway.start(ready=False)
         for gateway in self.gateways:
             await self.wait_ready(gateway)
@@ -97,11 +108,11 @@ class Arena:
         for index, stream in enumerate(STREAMS):
             others = [stream, STREAMS[(index + 1) % len(STREAMS)]]
             self.writers += [
-                HttpWriter(self.board, f"http{index}", others, url=self.url, token=bearer, named=self._named),
+                HttpWriter(self.board, f"http{index}", others, url=self.edge_url, token=bearer, named=self._named),
                 LogWriter(self.board, f"log{index}", others, url=app, key_prefix=PREFIX),
             ]
-        self.writers.append(HttpWriter(self.board, "secret", [SECRET_STREAM], url=self.url, token=bearer))
-        urls = ",".join(gateway.url for gateway in self.gateways)
+        self.writers.append(HttpWriter(self.board, "secret", [SECRET_STREAM], url=self.edge_url, token=bearer))
+        urls = ",".join(map(_http, self.edges))
         self.killed = [
             KilledWriter(self.board, "dying-http", "run:a", target=("http", bearer, urls), repeats=True),
             KilledWriter(self.board, "dying-log", "run:b", target=("log", PREFIX, app), repeats=False),
@@ -164,7 +175,7 @@ class Arena:
 
     async def heal(self) -> None:
         """Undo every fault."""
-        for proxy in self.proxies:
+        for proxy in (*self.proxies, *self.edges):
             proxy.restore()
         for reader in self.readers:
             reader.heal()
@@ -246,13 +257,18 @@ class Arena:
         """End everything."""
         for gateway in self.gateways:
             await gateway.kill()
-        for proxy in self.proxies:
+        for proxy in (*self.edges, *self.proxies):
             await proxy.aclose()
-        await asyncio.to_thread(self.redis.remove_sync)
+        for server in (self.redis, *self.others):
+            await asyncio.to_thread(server.remove_sync)
 
 
 class _Intruder(Walk):
     """Who is given something else than its own stream is told apart; how far it gets does not matter."""
+
+
+def _http(proxy: Proxy) -> str:
+    return proxy.url.replace("redis://", "http://")
 
 
 def _commands(*args: object, **options: object) -> SocketReader:
@@ -299,10 +315,10 @@ def _entry(id_: str, fields: list[str]) -> Entry:
 
 
 @asynccontextmanager
-async def arena(*, redis: dict[str, str] | None = None, named: bool = True) -> AsyncIterator[Arena]:
+async def arena(*, redis: dict[str, str] | None = None, port: int = 0, named: bool = True) -> AsyncIterator[Arena]:
     """An arena that is up; ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="tr-chaos-", dir="/tmp") as folder:
-        made = Arena(Path(folder), redis=redis, named=named)
+        made = Arena(Path(folder), redis=redis, port=port, named=named)
         try:
             await made.start()
             yield made

@@ -92,6 +92,12 @@ async def client_kill(arena: Arena, rng: random.Random) -> None:
         await asyncio.sleep(rng.uniform(0, 0.4))
 
 
+async def client_pause(arena: Arena, rng: random.Random) -> None:
+    """The server holds back writes, or everything, as in an ordered fail-over."""
+    await arena.redis.cli("CLIENT", "PAUSE", str(rng.randint(500, 3_000)), rng.choice(("WRITE", "ALL")))
+    await asyncio.sleep(3.5)
+
+
 async def overflow(arena: Arena, rng: random.Random) -> None:
     """A gateway that does not read its pushes: the server drops it at its output-buffer limit."""
     sign = "for overcoming of output buffer limits"
@@ -174,13 +180,12 @@ async def cut_replies(arena: Arena, rng: random.Random) -> None:
 
 
 async def silent_pushes(arena: Arena, rng: random.Random) -> None:
-    """Answers that come are few and late: pushes are held back and then come all at once."""
-    proxy = rng.choice(arena.proxies)
-    for _ in range(4):
-        proxy.black_hole = True
-        await asyncio.sleep(rng.uniform(0.05, 0.6))
-        proxy.restore()
-        await asyncio.sleep(rng.uniform(0.05, 0.3))
+    """Pushes are swallowed, on connections that look healthy; calls are answered as always."""
+    for link in rng.sample(arena.proxies, rng.randint(1, len(arena.proxies))):
+        link.mute_pushes = True
+    await asyncio.sleep(rng.uniform(1, 4))
+    for link in arena.proxies:
+        link.mute_pushes = False
 
 
 # -- gateways ----------------------------------------------------------------------------------------------
@@ -244,11 +249,25 @@ async def publisher_kill(arena: Arena, rng: random.Random) -> None:
             writer.kill()
 
 
+async def lost_answers(arena: Arena, rng: random.Random) -> None:
+    """Requests of publishers arrive at the gateways, the answers do not; then the connections break."""
+    for _ in range(4):
+        edges = rng.sample(arena.edges, rng.randint(1, len(arena.edges)))
+        for edge in edges:
+            edge.drop_replies = True
+        await asyncio.sleep(rng.uniform(0.1, 0.5))
+        for edge in edges:
+            edge.reset_all()
+            edge.restore()
+        await asyncio.sleep(rng.uniform(0.1, 0.3))
+
+
+REDIS = (redis_kill, redis_pause, script_flush, client_kill, client_pause, out_of_memory)
 FAULTS: dict[str, tuple[str, Fault]] = {
-    **{each.__name__: ("redis", each) for each in (redis_kill, redis_pause, script_flush, client_kill, out_of_memory)},
+    **{each.__name__: ("redis", each) for each in REDIS},
     **{each.__name__: ("network", each) for each in (black_hole, latency, lost_replies, cut_replies, silent_pushes)},
     **{each.__name__: ("gateway", each) for each in (gateway_kill, gateway_stop, rolling_restart)},
-    **{each.__name__: ("clients", each) for each in (client_storm, stalled_clients, publisher_kill)},
+    **{each.__name__: ("clients", each) for each in (client_storm, stalled_clients, publisher_kill, lost_answers)},
     "overflow": ("alone", overflow),
 }
 """Name → what it breaks, and how. Two at once are of different groups; the one that is alone breaks two things."""

@@ -12,9 +12,9 @@ from tests.chaos.nemesis import FAULTS, Step, plan
 
 HALVES = {
     3: ("redis_kill", "script_flush", "client_kill", "lost_replies", "silent_pushes", "gateway_kill", "client_storm"),
-    4: ("redis_pause", "out_of_memory", "black_hole", "cut_replies", "latency", "rolling_restart", "publisher_kill"),
+    4: ("redis_pause", "out_of_memory", "black_hole", "cut_replies", "latency", "rolling_restart", "client_pause"),
 }
-ALONE = ("overflow", "stalled_clients", "gateway_stop")
+ALONE = ("overflow", "stalled_clients", "gateway_stop", "lost_answers", "publisher_kill")
 
 
 async def once(seed: int, names: Sequence[str]) -> AsyncIterator[Step]:

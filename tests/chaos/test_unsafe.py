@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import pytest
 
-from tests.chaos.arena import arena
-from tests.chaos.nemesis import Step
+from tailrace.core.event import GapReason
+from tests.chaos.arena import Arena, arena
+from tests.chaos.nemesis import FAULTS, Step, redis_kill
+from tests.support.need import need_redis70
+from tests.support.redis_servers import RedisServer, find_port
+from tests.support.wait import eventually
 
 ANNOUNCED = {"lost", "vanished"}
 """What a log that forgets does to a run, if everybody is told."""
+Fault = Callable[[Arena, random.Random], Coroutine[Any, Any, None]]
 
 
 async def these(*names: str) -> AsyncIterator[Step]:
@@ -18,25 +26,68 @@ async def these(*names: str) -> AsyncIterator[Step]:
         yield Step((name,), f"unsafe-{number}", 0.5)
 
 
+async def power_loss(arena: Arena, rng: random.Random) -> None:
+    """What Redis acknowledged was not on the disk yet: the end of the file is gone with the power."""
+    await arena.redis.kill()
+    (path,) = (arena.redis.folder / "appendonlydir").glob("*.incr.aof")
+    size = path.stat().st_size
+    os.truncate(path, size - min(size // 2, rng.randint(5_000, 20_000)))
+    await arena.redis.start()
+
+
+async def failover(arena: Arena, rng: random.Random) -> None:
+    """The master dies before its replica has everything, and the replica takes its place."""
+    old = arena.redis
+    replica = RedisServer(need_redis70(), {"replicaof": f"127.0.0.1 {old.port}"}, port=find_port())
+    await replica.start()
+    arena.others.append(replica)
+
+    async def in_step() -> bool:
+        return (await replica.info("replication")).get("master_link_status") == "up"
+
+    await eventually(in_step, 60, every=0.1)
+    await replica.cli("REPLICAOF", "127.0.0.1", "1")
+    acked = sum(writer.acked for writer in arena.writers)
+    await eventually(lambda: sum(writer.acked for writer in arena.writers) > acked + 20, 60)
+    await old.kill()
+    await replica.cli("REPLICAOF", "NO", "ONE")
+    arena.redis = replica
+    arena.others.append(old)
+    for link in arena.proxies:
+        link.target = str(replica.socket)
+
+
+EVERYSEC = {"appendonly": "yes", "save": '""'}
+UNSAFE: dict[str, tuple[dict[str, str], Fault]] = {
+    "nothing is kept": ({"appendonly": "no", "save": '""'}, redis_kill),
+    "snapshots": ({"appendonly": "no", "save": "1 1"}, redis_kill),
+    "power loss between two fsyncs": (EVERYSEC, power_loss),
+    "asynchronous fail-over": (EVERYSEC, failover),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mode", ["nothing", "snapshots"])
-async def test_a_redis_that_forgets_is_seen_to_lose_and_tells_every_reader(mode: str) -> None:
-    save = '""' if mode == "nothing" else "1 1"
-    async with arena(redis={"appendonly": "no", "save": save}) as made:
-        result = await made.run(1, these("redis_kill", "redis_kill"))
+@pytest.mark.parametrize("name", UNSAFE)
+async def test_a_log_that_forgets_is_seen_to_lose_and_every_reader_is_told(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, fault = UNSAFE[name]
+    monkeypatch.setitem(FAULTS, "loss", ("alone", fault))
+    async with arena(redis=config, port=find_port()) as made:
+        result = await made.run(1, these("loss", "loss"))
 
     assert "lost" in result.kinds()
     assert result.kinds() <= ANNOUNCED, "\n".join(map(str, result.violations[:20]))
     gaps = [gap for walk in result.walks for gap in walk.gaps]
     assert gaps
-    assert {gap.reason for gap in gaps} <= {"reset", "ahead"}
+    assert {gap.reason for gap in gaps} <= {GapReason.RESET, GapReason.AHEAD}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_retries_without_a_uid_are_seen_to_double() -> None:
     async with arena(named=False) as made:
-        result = await made.run(1, these("lost_replies", "lost_replies", "gateway_kill"))
+        result = await made.run(1, these("lost_answers", "lost_answers"))
 
     assert result.kinds() == {"doubled"}, "\n".join(map(str, result.violations[:20]))
