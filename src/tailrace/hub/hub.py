@@ -335,9 +335,15 @@ class Hub:
         if topic.healing:
             topic.heal_again = True
         elif self._group is not None and topic.attached:
+            heal = self._heal(topic)
+            try:
+                self._group.create_task(heal, name=f"heal {topic.stream}")
+            except RuntimeError:
+                # The hub is ending and takes no more tasks; its readers are about to be sent away.
+                heal.close()
+                return
             topic.healing = True
             self._heals += 1
-            self._group.create_task(self._heal(topic), name=f"heal {topic.stream}")
         else:
             topic.heal_again = True
 
