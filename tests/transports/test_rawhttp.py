@@ -243,3 +243,49 @@ async def test_a_streaming_response_outlives_the_head_deadline() -> None:
         app.channel.write(b"5\r\nstill\r\n")
         await client.until(b"still")
         app.end.set()
+
+
+async def test_bytes_that_the_kernel_did_not_take_come_in_their_order() -> None:
+    app = Streaming()
+    limits: dict[str, Any] = {"max_unsent_bytes": 10_000_000, "send_buffer_bytes": 32_768}
+    async with serving(app, **limits) as server, server.client(receive_buffer=16_384) as client:
+        await client.get("/")
+        await client.until(b"priming\r\n")
+        async with deadline():
+            await app.armed.wait()
+        assert app.channel is not None
+        parts = [b"%04x\r\n%s\r\n" % (1_000, b"%04d" % number * 250) for number in range(2_000)]
+        for part in parts:
+            app.channel.write(part)
+        expected = b"".join(parts)
+        async with deadline():
+            while len(client.received) < len(expected):
+                await client.more()
+        app.channel.write(b"3\r\nend\r\n")
+        async with deadline():
+            while not client.received.endswith(b"end\r\n"):
+                await client.more()
+
+        assert bytes(client.received) == expected + b"3\r\nend\r\n"
+        app.end.set()
+
+
+async def test_a_write_to_a_connection_that_is_being_closed_goes_nowhere() -> None:
+    app = Streaming()
+    async with serving(app) as server, server.client() as client:
+        await client.get("/")
+        await client.until(b"priming\r\n")
+        async with deadline():
+            await app.armed.wait()
+        channel = app.channel
+        assert channel is not None
+        channel.write(b"3\r\none\r\n")
+        await client.until(b"one\r\n")
+        aborting = asyncio.create_task(channel.abort())
+        await asyncio.sleep(0)
+        channel.write(b"3\r\ntwo\r\n")
+        async with deadline():
+            await aborting
+
+        assert await client.rest() == b""
+        app.end.set()

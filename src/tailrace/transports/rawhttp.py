@@ -13,6 +13,7 @@ chunk-framed bytes to the connection itself. Rules of this file
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -29,12 +30,15 @@ USER_TIMEOUT_MS = 30_000
 class RawChannel:
     """A connection's transport, lent to one streaming response. Every write is one or more whole HTTP chunks."""
 
-    __slots__ = ("_resumed", "_transport", "lost", "on_lost", "paused", "touched", "write")
+    __slots__ = ("_buffered", "_fd", "_resumed", "_transport", "lost", "on_lost", "paused", "touched")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self.write = transport.write
-        """Hand bytes to the kernel, or buffer them; look at `paused` before."""
+        # A TLS transport has to see every byte; -1 leaves them all to the transport.
+        sock = transport.get_extra_info("socket") if transport.get_extra_info("sslcontext") is None else None
+        self._fd: int = sock.fileno() if sock is not None else -1
+        self._buffered = True
+        """The transport may hold bytes that were not sent yet: they go first."""
         self.paused = False
         """More bytes are unsent than the limit: do not write."""
         self.lost = False
@@ -42,6 +46,28 @@ class RawChannel:
         """Called once, when the connection is gone."""
         self.touched = False
         self._resumed: asyncio.Future[None] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Hand bytes to the kernel, or buffer what it does not take; look at `paused` before.
+
+        While the transport holds nothing, the kernel is asked directly: that saves the transport's own accounting.
+        """
+        transport = self._transport
+        if self._buffered:
+            if self._fd < 0 or transport.get_write_buffer_size():
+                transport.write(data)
+                return
+            self._buffered = False
+        # Asked before every write: after a close the number may already belong to another connection.
+        if transport.is_closing():
+            return
+        try:
+            sent = os.write(self._fd, data)
+        except OSError:
+            sent = 0  # full, or broken: the transport finds out which
+        if sent != len(data):
+            self._buffered = True
+            transport.write(data[sent:])
 
     @property
     def unsent(self) -> int:
