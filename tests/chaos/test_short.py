@@ -57,6 +57,15 @@ async def test_slow_readers_and_gateways_that_end_lose_nothing() -> None:
     assert thin_cells(result.board, ALONE) == [], schedule
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_redis_that_syncs_always_loses_nothing_when_it_is_killed() -> None:
+    async with arena(redis={"appendfsync": "always"}) as made:
+        result = await made.run(6, once(6, ["redis_kill"]))
+
+    assert not result.violations, "\n".join(map(str, result.violations[:20]))
+
+
 def test_every_fault_is_in_the_short_form() -> None:
     assert {*ALONE, *(name for names in HALVES.values() for name in names)} == set(FAULTS)
 
