@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from tests.chaos.arena import Result, arena
 from tests.chaos.nemesis import FAULTS, Step, plan
@@ -26,10 +27,11 @@ async def timed(seed: int, names: Sequence[str], seconds: float) -> AsyncIterato
         done |= set(step.names)
 
 
-async def run(seed: int, names: Sequence[str], seconds: float) -> Result:
+async def run(seed: int, names: Sequence[str], seconds: float, history: TextIO | None = None) -> Result:
     """One run of one seed."""
     print(f"seed {seed}, faults {','.join(names)}", flush=True)
     async with arena() as made:
+        made.board.history = history
         return await made.run(seed, timed(seed, names, seconds))
 
 
@@ -40,11 +42,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--faults", default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--report", type=Path, help="folder for chaos.md and chaos.json")
+    parser.add_argument("--history", type=argparse.FileType("w"), help="file for every operation, as JSON lines")
     given = parser.parse_args()
     names = [name for name in given.faults.split(",") if name]
     if unknown := set(names) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    result = asyncio.run(run(given.seed, names, given.minutes * 60))
+    result = asyncio.run(run(given.seed, names, given.minutes * 60, given.history))
     runs = [(given.seed, result)]
     text = as_markdown(runs)
     if given.report is not None:

@@ -165,6 +165,7 @@ class Arena:
         """Let the faults happen, then wait until everybody gets something again."""
         self.steps.append(str(step))
         self.board.fault = step.label
+        self.board.note("fault", "nemesis", step=step)
         async with asyncio.TaskGroup() as group:
             for name in step.names:
                 group.create_task(FAULTS[name][1](self, random.Random(f"{step.seed}-{name}")))

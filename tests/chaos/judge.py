@@ -1,4 +1,4 @@
-"""Judges a run: what was attempted, what every reader was given, and what the log holds at the end. O(n), no clock.
+"""Judges a run: what was attempted, what every reader was given, and what the log holds at the end. O(n).
 
 Rules of this file
 1. A reader's `Walk` is fed each delivery once and keeps only its place: a long run needs the memory of its log.
@@ -10,11 +10,12 @@ Rules of this file
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, TextIO
 
 from tailrace.core.event import Gap, Record
 from tailrace.core.ids import ZERO, EntryId
@@ -80,17 +81,29 @@ class Board:
     seen: dict[str, dict[EntryId, tuple[EntryId | None, str]]] = field(default_factory=lambda: defaultdict(dict))
     """Per stream: what the first reader of an id was given."""
 
+    history: TextIO | None = None
+    """Where every operation is written to, as JSON lines."""
+
+    def note(self, what: str, who: str, **facts: object) -> None:
+        """Write an operation into the history, if there is one."""
+        if self.history is not None:
+            told = {name: str(fact) for name, fact in facts.items()}
+            line = {"at": round(time.monotonic(), 4), "during": self.fault, "what": what, "who": who, **told}
+            self.history.write(json.dumps(line) + "\n")
+
     def count(self, transport: str, measure: str, number: int = 1) -> None:
         """Add to a cell of the report."""
         self.counts[self.fault, transport, measure] += number
 
     def complain(self, kind: str, who: str, stream: str, detail: str) -> None:
         """Note a violation."""
+        self.note("violation", who, kind=kind, stream=stream, detail=detail)
         self.violations.append(Violation(kind, who, stream, self.fault, detail))
 
     def attempt(self, writer: str, stream: str, value: str) -> Attempt:
         """Note that an event is about to be published."""
         made = Attempt(writer, stream, value)
+        self.note("publish", writer, stream=stream, value=value)
         self.attempts.append(made)
         return made
 
@@ -116,6 +129,7 @@ class Walk:
     def connected(self) -> None:
         """It has a new connection."""
         self.board.count(self.transport, "connects")
+        self.board.note("connected", self.name)
 
     def placed(self, cursors: Mapping[Any, Any], where: str) -> None:
         """A cursor that the server or the client library gave: it must say exactly how far the reader got."""
@@ -129,6 +143,7 @@ class Walk:
         self.deliveries += 1
         self.board.count(self.transport, "deliveries")
         value, own = value_of(record.data)
+        self.board.note("record", self.name, stream=stream, id=record.id, prev=record.prev, value=value)
         if stream not in self.positions:
             self._complain("foreign stream", stream, f"{record.id} was given to somebody who may not have it")
             return
@@ -153,6 +168,7 @@ class Walk:
         """It was told of a loss."""
         stream = str(gap.stream)
         self.board.count(self.transport, "gaps")
+        self.board.note("gap", self.name, gap=gap)
         self.gaps.append(gap)
         if stream not in self.positions:
             self._complain("foreign stream", stream, "a gap was told to somebody who may not have it")

@@ -52,6 +52,7 @@ class Writer:
             attempt = self.board.attempt(self.name, stream, f"{self.name}/{self._number}")
             attempt.id = await self.settle(attempt, self.body(attempt))
             attempt.outcome = Outcome.ACKED
+            self.board.note("acknowledged", self.name, stream=stream, value=attempt.value, id=attempt.id)
             self.acked += 1
             self.board.count("publish", "acknowledged")
             await asyncio.sleep(random.uniform(0, 2 * self.pause))
@@ -63,6 +64,7 @@ class Writer:
     def failed(self) -> None:
         """Note an answer that was no acknowledgement."""
         self.failures += 1
+        self.board.note("failed", self.name)
         self.board.count("publish", "failures")
 
     def stop(self) -> None:
@@ -191,6 +193,7 @@ class KilledWriter(Writer):
         elif words[0] == "acked":
             assert self._open is not None
             self._open.outcome, self._open.id = Outcome.ACKED, EntryId.parse(words[1])
+            self.board.note("acknowledged", self.name, value=self._open.value, id=self._open.id)
             self._open = None
             self.acked += 1
             self.board.count("publish", "acknowledged")
