@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m bench fanout|publish`. See docs/benchmarks.md."""
+"""Benchmarks: `python -m bench <command>`. See docs/benchmarks.md."""

@@ -1,4 +1,4 @@
-"""`python -m bench [fanout|publish|all]`: measure, print the results beside their targets."""
+"""`python -m bench [COMMAND|all]`: measure, print the results beside their targets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from bench import fanout, publish
+from bench import fanout, load, publish
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
 
-COMMANDS: dict[str, ModuleType] = {"fanout": fanout, "publish": publish}
+COMMANDS: dict[str, ModuleType] = {"fanout": fanout, "publish": publish, "load": load}
 EXIT_MISSED = 1
 EXIT_MISSING = 4
 

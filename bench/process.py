@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Child", "Missing", "build", "child", "cores", "cpu_seconds", "pinned", "private_folder"]
+__all__ = ["Child", "Missing", "build", "child", "cores", "cpu_seconds", "pinned", "private_folder", "rss_bytes"]
 
 FOLDER = Path(__file__).parent
 Cores: TypeAlias = "set[int] | None"
@@ -71,6 +71,12 @@ def cpu_seconds(pid: int) -> float:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_bytes(pid: int) -> int:
+    """What a process keeps in memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) * 1024
 
 
 class Child:

@@ -50,7 +50,7 @@ async def run(options: argparse.Namespace) -> Report:
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(open_stack(gateway_on=others, others_on=others))
         log = await stack.enter_async_context(open_log(served.redis_url))
-        http = stack.enter_context(closing(Connections(served)))
+        http = stack.enter_context(closing(Connections(served.port, served.token)))
         stack.enter_context(pinned(first))  # the publisher is what is measured
         bench = Bench(options, served, log, http)
         say(f"publish: awaited at {options.rate}/s, then {options.events} concurrent, then over HTTP, in turns")
@@ -70,9 +70,9 @@ async def run(options: argparse.Namespace) -> Report:
 class Connections:
     """HTTP/1.1 connections that are kept: a client that costs little, so that the gateway is what is measured."""
 
-    def __init__(self, served: Stack) -> None:
-        self._head = f"Host: bench\r\nAuthorization: Bearer {served.token}\r\n"
-        self._port = served.port
+    def __init__(self, port: int, token: str) -> None:
+        self._head = f"Host: bench\r\nAuthorization: Bearer {token}\r\n"
+        self._port = port
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, stream: StreamName, body: bytes, media_type: str) -> None:

@@ -1,10 +1,13 @@
 /* The audience: n SSE connections read by one epoll loop, every event counted, every id checked.
  *
  * readers PORT CONNECTIONS MODE REQUEST_FILE
- * Sends the request on every connection and prints "ready" when each was answered with its first event or comment.
+ * The file holds one request or several, each ended by an empty line; connection i sends number i modulo their number.
+ * Prints "ready" when each was answered with its first event or comment, or with a WebSocket's 101.
  * MODE "chain": ids are `<ms>-<seq>`, and in each connection seq has to grow by one; a jump is missing, a step back
  * duplicate. MODE "count": events are counted only. Commands on stdin:
  *   expect EVENTS SECONDS   wait until every connection has EVENTS more; prints one line of JSON
+ *   since EVENTS SECONDS    as expect, but counted and timed from before the first connection was opened
+ *   `short` is how many connections have fewer
  *   end
  * A line that is only a carriage return ends an HTTP chunk: their number is how many writes the server made of it.
  * A member `"t":<CLOCK_MONOTONIC ns>` in the data gives the delay of the delivery, kept in buckets of 5 %.
@@ -24,10 +27,10 @@
 #include <unistd.h>
 
 #define BUCKETS 400
-#define PREFIX 96 /* of a line that is split between two reads; enough for the ids and the start of the data */
+#define PREFIX 320 /* of a line that is split between two reads; enough for the ids and the start of the data */
 struct reader {
     int fd;
-    unsigned long seq, events;
+    unsigned long seq, events, before;
     int split;         /* bytes of the line in progress that were kept */
     int ready; /* was answered */
     char kept[PREFIX];
@@ -35,7 +38,8 @@ struct reader {
 static struct reader *readers;
 static int connections, chain, ready_count, closed_count;
 static unsigned long events, missing, duplicate, buckets[BUCKETS], reads, chunks;
-static char buffer[1 << 18], request[65536];
+static char buffer[1 << 18], *requests, **request;
+static int request_count;
 
 static void die(const char *what) {
     perror(what);
@@ -70,7 +74,8 @@ static void check_id(struct reader *reader, const char *line, size_t length) {
 /* A line without its line feed. Chunk headers are lines of their own, and mean nothing here. */
 static void take_line(struct reader *reader, const char *line, size_t length) {
     if (!length) return;
-    if (!reader->ready && (line[0] == ':' || !memcmp(line, "event: stream.open", length < 18 ? length : 18))) {
+    if (!reader->ready && (line[0] == ':' || !memcmp(line, "event: stream.open", length < 18 ? length : 18) ||
+                           !memcmp(line, "HTTP/1.1 101", length < 12 ? length : 12))) {
         reader->ready = 1;
         ready_count++;
     }
@@ -105,11 +110,29 @@ static void take(struct reader *reader, char *bytes, size_t left) {
     }
 }
 
-static void open_reader(struct reader *reader, int port, size_t request_size) {
+/* The requests of a file: each ends with an empty line. */
+static void load_requests(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file || fseek(file, 0, SEEK_END)) die(path);
+    long size = ftell(file);
+    rewind(file);
+    if (size <= 0 || !(requests = calloc(1, size + 1)) || fread(requests, 1, size, file) != (size_t)size) die(path);
+    fclose(file);
+    for (char *at = requests, *end; (end = strstr(at, "\r\n\r\n")); at = end + 4) {
+        if (!(request = realloc(request, (request_count + 2) * sizeof *request))) die(path);
+        request[request_count++] = at;
+        request[request_count] = end + 4;
+    }
+    if (!request_count) die("no request");
+}
+
+static void open_reader(struct reader *reader, int port, int number) {
+    const char *text = request[number % request_count];
+    ssize_t length = request[number % request_count + 1] - text;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     reader->fd = socket(AF_INET, SOCK_STREAM, 0);
     if (reader->fd < 0 || connect(reader->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
-    if (write(reader->fd, request, request_size) != (ssize_t)request_size) die("request");
+    if (write(reader->fd, text, length) != length) die("request");
     fcntl(reader->fd, F_SETFL, O_NONBLOCK);
 }
 
@@ -135,11 +158,13 @@ static void turn(int poller) {
 
 static double seconds_of(struct timeval time) { return time.tv_sec + time.tv_usec / 1e6; }
 
-static void report(double seconds) {
+static void report(double seconds, unsigned long each) {
     struct rusage usage;
+    int low = 0;
     getrusage(RUSAGE_SELF, &usage);
-    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"reads\":%lu,\"chunks\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,"
-           "\"buckets\":[", events, missing, duplicate, closed_count, reads, chunks, seconds,
+    for (int i = 0; i < connections; i++) low += readers[i].events - readers[i].before < each;
+    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"short\":%d,\"reads\":%lu,\"chunks\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,"
+           "\"buckets\":[", events, missing, duplicate, closed_count, low, reads, chunks, seconds,
            seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime));
     int last = BUCKETS;
     while (last > 0 && !buckets[last - 1]) last--;
@@ -147,39 +172,52 @@ static void report(double seconds) {
     printf("]}\n");
 }
 
-static void expect(int poller, unsigned long each, double seconds) {
-    long long from = now_ns();
-    events = missing = duplicate = reads = chunks = 0;
-    memset(buckets, 0, sizeof buckets);
-    while (events < each * connections && (now_ns() - from) / 1e9 < seconds && closed_count < connections) turn(poller);
+static int is_short(unsigned long each) {
+    for (int i = 0; i < connections; i++)
+        if (readers[i].events - readers[i].before < each) return 1;
+    return 0;
+}
+
+static void expect(int poller, unsigned long each, double seconds, long long from) {
+    unsigned long total = each * connections;
+    while ((now_ns() - from) / 1e9 < seconds && closed_count < connections && (events < total || is_short(each)))
+        turn(poller);
     long long end = now_ns();
     turn(poller); /* one event too many is worth seeing */
-    report((end - from) / 1e9);
+    report((end - from) / 1e9, each);
+}
+
+static void begin(void) {
+    events = missing = duplicate = reads = chunks = 0;
+    memset(buckets, 0, sizeof buckets);
+    for (int i = 0; i < connections; i++) readers[i].before = readers[i].events;
 }
 
 int main(int argc, char **argv) {
     if (argc != 5) return 2;
     connections = atoi(argv[2]);
     chain = !strcmp(argv[3], "chain");
-    int file = open(argv[4], O_RDONLY), poller = epoll_create1(0);
-    ssize_t size = file < 0 ? -1 : read(file, request, sizeof request);
-    if (size <= 0 || poller < 0 || !(readers = calloc(connections, sizeof *readers))) die(argv[4]);
+    int poller = epoll_create1(0);
+    if (poller < 0 || !(readers = calloc(connections, sizeof *readers))) die("start");
+    load_requests(argv[4]);
     setvbuf(stdout, NULL, _IOLBF, 0);
-    long long from = now_ns();
+    long long started = now_ns();
     for (int i = 0; i < connections; i++) {
         struct epoll_event want = {.events = EPOLLIN, .data.u32 = i};
-        open_reader(&readers[i], atoi(argv[1]), size);
+        open_reader(&readers[i], atoi(argv[1]), i);
         epoll_ctl(poller, EPOLL_CTL_ADD, readers[i].fd, &want);
         if (i % 50 == 49) turn(poller);
     }
-    while (ready_count < connections && closed_count == 0 && now_ns() - from < 60000000000LL) turn(poller);
+    while (ready_count < connections && closed_count == 0 && now_ns() - started < 60000000000LL) turn(poller);
     printf("%s %d %d\n", ready_count == connections ? "ready" : "failed", ready_count, closed_count);
-    char line[256];
+    char line[256], command[16];
     while (fgets(line, sizeof line, stdin)) {
         unsigned long each;
         double seconds;
-        if (sscanf(line, "expect %lu %lf", &each, &seconds) != 2) break;
-        expect(poller, each, seconds);
+        if (sscanf(line, "%15s %lu %lf", command, &each, &seconds) != 3) break;
+        int since = !strcmp(command, "since");
+        if (!since) begin();
+        expect(poller, each, seconds, since ? started : now_ns());
     }
     return 0;
 }

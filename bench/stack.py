@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,18 @@ import jwt
 
 from bench.harness import Histogram
 from bench.process import Child, Cores, Missing, build, child, private_folder
+from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.redis.log import RedisLog
 
-__all__ = ["Audience", "Stack", "audience", "open_stack", "redis_version"]
+__all__ = ["Audience", "Heard", "Stack", "audience", "open_log", "open_stack", "redis_version", "sse_path"]
+
+UPGRADE = [
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+]
 
 
 @dataclass
@@ -124,6 +132,15 @@ class Audience:
     def __init__(self, process: Child) -> None:
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    def since(self, events: int, seconds: float) -> None:
+        """Wait for so many events on every connection, counted and timed from before the first connection."""
+        self._process.tell(f"since {events} {seconds}")
+
     def expect(self, events: int, seconds: float) -> None:
         """From now on, wait for so many events on every connection, but no longer than `seconds`."""
         self._process.tell(f"expect {events} {seconds}")
@@ -142,6 +159,8 @@ class Heard:
     missing: int
     duplicate: int
     closed: int
+    short: int
+    """Connections that were given fewer than expected."""
     reads: int
     chunks: int
     """HTTP chunks: as many writes the server made."""
@@ -153,9 +172,16 @@ class Heard:
 
 @asynccontextmanager
 async def audience(
-    port: int, connections: int, *, path: str, token: str = "", chain: bool = True, on: Cores = None
+    port: int,
+    connections: int,
+    *,
+    path: str | Sequence[str],
+    token: str = "",
+    chain: bool = True,
+    websocket: bool = False,
+    on: Cores = None,
 ) -> AsyncIterator[Audience]:
-    """Connect clients and wait until each was answered.
+    """Connect clients and wait until each was answered. Of several paths, connection i asks for i modulo their number.
 
     Raises:
         RuntimeError: not all of them were.
@@ -163,9 +189,10 @@ async def audience(
     binary = build("readers")
     async with private_folder() as folder:
         request = folder / "request"
-        lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", "Accept: text/event-stream"]
+        lines = ["Host: 127.0.0.1", *(UPGRADE if websocket else ["Accept: text/event-stream"])]
         lines += [f"Authorization: Bearer {token}"] if token else []
-        request.write_bytes("\r\n".join([*lines, "", ""]).encode())
+        paths = [path] if isinstance(path, str) else path
+        request.write_bytes("".join("\r\n".join([f"GET {one} HTTP/1.1", *lines, "", ""]) for one in paths).encode())
         argv: list[str | Path] = [binary, str(port), str(connections), "chain" if chain else "count", request]
         async with child(argv, on=on) as process:
             said = await process.line(90)
@@ -182,3 +209,8 @@ async def open_log(url: str) -> AsyncIterator[Log]:
         yield log
     finally:
         await log.aclose()
+
+
+def sse_path(stream: StreamName, cursor: str = "$") -> str:
+    """Where one stream is read over SSE, from a cursor on."""
+    return f"/api/v1/streams/{stream}/events/stream?last_event_id={cursor}"

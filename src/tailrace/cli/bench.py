@@ -30,6 +30,12 @@ def publish(context: typer.Context) -> None:
     _run("publish", context.args)
 
 
+@app.command("load", context_settings=_PASS_ON)
+def load(context: typer.Context) -> None:
+    """Many connections with a stream each, at a fixed rate. Options go on to the benchmark; try `--help`."""
+    _run("load", context.args)
+
+
 def _run(name: str, arguments: list[str]) -> None:
     from tailrace.cli.console import guarded
 

@@ -1,0 +1,182 @@
+"""`load`: many SSE connections with a stream each, events at a fixed rate, everything on the same cores.
+
+The load generator, Redis, the gateway and the audience share the machine. Every event carries the time at which it was
+due, so that what a client waited includes all waiting. `--knee` looks for the highest rate that is still quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from bench.generator import stream_of
+from bench.harness import Histogram, Measure, Report, number, say
+from bench.process import Child, child, cpu_seconds, rss_bytes
+from bench.stack import Audience, Heard, Stack, audience, open_stack, redis_version, sse_path
+
+__all__ = ["Load", "Outcome", "add_arguments", "find_knee", "open_load", "run"]
+
+KNEE_MS = 100.0
+STEP = 1.25
+HALVINGS = 3
+GRACE_SECONDS = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `load`."""
+    parser.add_argument("--clients", type=int, default=2_000, help="SSE connections, with a stream each (%(default)s)")
+    parser.add_argument("--rate", type=int, default=10_000, help="events a second, all streams together (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
+    parser.add_argument("--ndjson-seconds", type=float, default=20.0, help="the same over HTTP; 0: none (%(default)g)")
+    parser.add_argument("--lines", type=int, default=20, help="events of one NDJSON request (%(default)s)")
+    parser.add_argument("--knee", action="store_true", help=f"look for the highest rate with P99 < {KNEE_MS:.0f} ms")
+    parser.add_argument("--knee-seconds", type=float, default=8.0, help="of one step of the search (%(default)s)")
+
+
+async def run(options: argparse.Namespace) -> Report:
+    """Measure.
+
+    Raises:
+        Missing: no C compiler or no Redis.
+    """
+    started = time.monotonic()
+    setting = {"clients": options.clients, "streams": options.clients, "events/s": options.rate}
+    report = Report("load", "Load: many connections with a stream each, load generator included", setting)
+    async with open_stack() as served:
+        async with open_load(served, options.clients) as load:
+            say(f"load: {options.clients} clients, {options.rate} events/s for {options.seconds:g} s")
+            _add(report, "", await load.run(options.rate, options.seconds), targets=True)
+            if options.knee:
+                knee, delays = await find_knee(lambda rate: load.run(rate, options.knee_seconds), options.rate)
+                report.measures.append(Measure("knee", knee, "events/s", note=f"P99 {number(delays)} ms"))
+        if options.ndjson_seconds:
+            say(f"load: the same as NDJSON, {options.lines} events a request, {options.ndjson_seconds:g} s")
+            async with open_load(served, options.clients, lines=options.lines) as load:
+                _add(report, "NDJSON: ", await load.run(options.rate, options.ndjson_seconds), targets=False)
+    report.setting["redis"] = await redis_version()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+@dataclass
+class Outcome:
+    """One run."""
+
+    events: int
+    heard: Heard
+    failed: int
+    lost: int
+    """Not delivered, repeated, out of order or not stored."""
+    acknowledged: Histogram
+    late_ms: float
+    """How late the generator itself was at worst."""
+    cores: dict[str, float]
+    """CPU seconds a second, by process."""
+    gateway_rss: int
+    load_average: float
+
+    @property
+    def quick(self) -> bool:
+        """Whether all was delivered, nearly all of it in time."""
+        return not self.lost and self.heard.delays.percentile(99) < KNEE_MS
+
+
+class Load:
+    """A generator and an audience on a running gateway."""
+
+    def __init__(self, served: Stack, clients: int, lines: int, generator: Child, heard_by: Audience) -> None:
+        self._served = served
+        self._clients = clients
+        self._lines = lines
+        self._generator = generator
+        self._audience = heard_by
+
+    async def run(self, rate: float, seconds: float) -> Outcome:
+        """Publish for so long, and wait until all is delivered; every stream gets the same number of events."""
+        turn = self._clients * self._lines
+        each = max(1, round(rate * seconds / turn)) * self._lines
+        count = each * self._clients
+        longest = count / rate + GRACE_SECONDS
+        pids = {"gateway": self._served.gateway.pid, "Redis": self._served.redis.pid, "audience": self._audience.pid}
+        before, began = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
+        self._audience.expect(each, longest)
+        self._generator.tell(f"run {rate} {count}")
+        said = json.loads(await self._generator.line(longest + GRACE_SECONDS))
+        heard = await self._audience.heard(longest + GRACE_SECONDS)
+        elapsed = time.monotonic() - began
+        busy = {name: (cpu_seconds(pid) - before[name]) / elapsed for name, pid in pids.items()}
+        return Outcome(
+            events=count,
+            heard=heard,
+            failed=said["failed"],
+            lost=count - heard.events + heard.missing + heard.duplicate + heard.short + heard.closed + said["failed"],
+            acknowledged=Histogram(said["buckets"]),
+            late_ms=said["late_ms"],
+            cores={**busy, "generator": said["core"]},
+            gateway_rss=rss_bytes(self._served.gateway.pid),
+            load_average=os.getloadavg()[0],
+        )
+
+
+@asynccontextmanager
+async def open_load(served: Stack, clients: int, *, lines: int = 0) -> AsyncIterator[Load]:
+    """Connect the audience and start a generator; with `lines`, it publishes over HTTP, so many events a request."""
+    argv = [sys.executable, "-m", "bench.generator", str(clients), str(lines or 1)]
+    env = {"BENCH_REDIS_URL": served.redis_url, "BENCH_TOKEN": served.token}
+    paths = [sse_path(stream_of(n)) for n in range(clients)]
+    async with (
+        child([*argv, str(served.port)] if lines else argv, env=env) as generator,
+        audience(served.port, clients, path=paths, token=served.token) as heard_by,
+    ):
+        load = Load(served, clients, lines or 1, generator, heard_by)
+        await load.run(clients, 1)  # every stream exists, every connection is warm
+        yield load
+
+
+async def find_knee(measure: Callable[[float], Awaitable[Outcome]], rate: float) -> tuple[float, float]:
+    """The highest rate that is quick, within a few per cent, and its P99; in growing steps, then by halves."""
+    good, bad, best = 0.0, 0.0, 0.0
+    step = 0
+    while not bad or step < HALVINGS:
+        if good and bad:
+            rate, step = (good + bad) / 2, step + 1
+        outcome = await measure(rate)
+        p99 = outcome.heard.delays.percentile(99)
+        say(f"  {rate:,.0f} events/s: P99 {number(p99)} ms, {outcome.lost} lost, load {outcome.load_average:.1f}")
+        if outcome.quick:
+            good, best = rate, p99
+            rate *= STEP
+        else:
+            bad = rate
+            rate /= STEP
+            if rate < 100:
+                break
+    return good, best
+
+
+def _add(report: Report, prefix: str, outcome: Outcome, *, targets: bool) -> None:
+    delays = outcome.heard.delays
+    most = (200.0, 500.0) if targets else (None, None)
+    busy = outcome.cores
+    report.measures += [
+        Measure(f"{prefix}publish to client, p50", delays.percentile(50), "ms", note=f"{outcome.events} events"),
+        Measure(f"{prefix}publish to client, p95", delays.percentile(95), "ms", at_most=most[0]),
+        Measure(f"{prefix}publish to client, p99", delays.percentile(99), "ms", at_most=most[1]),
+        Measure(f"{prefix}publish to client, max", delays.percentile(100), "ms"),
+        Measure(f"{prefix}due to acknowledged, p99", outcome.acknowledged.percentile(99), "ms"),
+        *(Measure(f"{prefix}{name}'s CPU", busy[name] * 100, "% of a core") for name in busy),
+        Measure(f"{prefix}generator late, at worst", outcome.late_ms, "ms"),
+        Measure(f"{prefix}gateway memory", outcome.gateway_rss / 2**20, "MiB"),
+        Measure(f"{prefix}lost, repeated or late records", outcome.lost, at_most=0),
+    ]
+    if delays.count < outcome.events:
+        report.notes.append(f"{prefix}delays of {delays.count} of {outcome.events} deliveries were seen")
+    report.notes.append(f"{prefix}load average at the end {outcome.load_average:.2f}")
+    report.histograms[f"{prefix}publish to client"] = delays
+    report.histograms[f"{prefix}due to acknowledged"] = outcome.acknowledged

@@ -1,0 +1,63 @@
+"""The rows about many connections run, small: every delivery is checked, no speed is asserted."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from bench.harness import Histogram
+from bench.load import Outcome, find_knee
+from bench.stack import Heard
+
+from tests.bench.test_bench import run_bench
+from tests.support.need import absent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    if shutil.which("cc") is None:
+        absent("a C compiler", "install the Debian packages gcc and libc6-dev, or run `make test` as root")
+
+
+def verdicts(said: str, name: str) -> list[str]:
+    """The last words of the lines about a measure."""
+    return [line.split()[-1] for line in said.splitlines() if name in line]
+
+
+async def test_load_delivers_every_event_to_its_client_both_ways() -> None:
+    said = await run_bench(
+        "load", "--clients", "20", "--rate", "400", "--seconds", "1", "--ndjson-seconds", "1", "--lines", "5"
+    )
+
+    assert verdicts(said, "lost, repeated") == ["met", "met"]
+    assert "publish to client, p99" in said
+    assert "deliveries were seen" not in said  # every delivery told its delay
+
+
+def outcome(p99_ms: float, lost: int = 0) -> Outcome:
+    delays = Histogram()
+    delays.add(p99_ms / 1000)
+    heard = Heard(1, 0, 0, 0, 0, 1, 1, 1.0, 0.0, delays)
+    return Outcome(1, heard, 0, lost, Histogram(), 0.0, {}, 0, 0.0)
+
+
+@pytest.mark.parametrize("first", [1_000, 10_000, 100_000])
+async def test_knee_is_found_from_below_and_from_above(first: float) -> None:
+    async def measure(rate: float) -> Outcome:
+        return outcome(10 if rate <= 12_345 else 1_000)
+
+    knee, p99 = await find_knee(measure, first)
+
+    assert 12_345 * 0.95 < knee <= 12_345
+    assert p99 == pytest.approx(10, rel=0.06)
+
+
+async def test_a_rate_that_loses_is_behind_the_knee() -> None:
+    async def measure(rate: float) -> Outcome:
+        return outcome(1, lost=0 if rate < 5_000 else 1)
+
+    knee, _ = await find_knee(measure, 4_000)
+
+    assert 4_500 < knee < 5_000
