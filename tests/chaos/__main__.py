@@ -27,10 +27,10 @@ async def timed(seed: int, names: Sequence[str], seconds: float) -> AsyncIterato
         done |= set(step.names)
 
 
-async def run(seed: int, names: Sequence[str], seconds: float, history: TextIO | None = None) -> Result:
+async def run(seed: int, names: Sequence[str], seconds: float, sync: str, history: TextIO | None) -> Result:
     """One run of one seed."""
     print(f"seed {seed}, faults {','.join(names)}", flush=True)
-    async with arena() as made:
+    async with arena(redis={"appendfsync": sync}) as made:
         made.board.history = history
         return await made.run(seed, timed(seed, names, seconds))
 
@@ -42,12 +42,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--faults", default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--report", type=Path, help="folder for chaos.md and chaos.json")
+    # `everysec` may lose what it had not written yet when an fsync takes long.
+    parser.add_argument("--sync", default="no", choices=("no", "everysec", "always"), help="Redis' appendfsync")
     parser.add_argument("--history", type=argparse.FileType("w"), help="file for every operation, as JSON lines")
     given = parser.parse_args()
     names = [name for name in given.faults.split(",") if name]
     if unknown := set(names) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    result = asyncio.run(run(given.seed, names, given.minutes * 60, given.history))
+    result = asyncio.run(run(given.seed, names, given.minutes * 60, given.sync, given.history))
     runs = [(given.seed, result)]
     text = as_markdown(runs)
     if given.report is not None:

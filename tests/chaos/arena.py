@@ -57,7 +57,7 @@ class Arena:
     def __init__(self, folder: Path, *, redis: dict[str, str] | None = None, port: int = 0, named: bool = True) -> None:
         self.board = Board()
         self.folder = folder
-        self.redis = RedisServer(need_redis70(), redis, port=port)
+        self.redis = RedisServer(need_redis70(), {"appendfsync": "no", **(redis or {})}, port=port)
         self.others: list[RedisServer] = []
         """More servers that end with the arena."""
         self.proxies = [Link(str(self.redis.socket)) for _ in range(3)]

@@ -110,7 +110,7 @@ async def overflow(arena: Arena, rng: random.Random) -> None:
         for writer in arena.writers:
             writer.size, writer.pause = 40_000, 0.01
         with contextlib.suppress(AssertionError):
-            await eventually(lambda: path.read_text(errors="replace").count(sign) > before, 10, every=0.1)
+            await eventually(lambda: path.read_text(errors="replace").count(sign) > before, 60, every=0.1)
             arena.board.count("redis", "overflows")
     finally:
         for writer in arena.writers:
@@ -126,7 +126,8 @@ async def out_of_memory(arena: Arena, rng: random.Random) -> None:
     await arena.redis.cli("CONFIG", "SET", "maxmemory", "1")
     try:
         with contextlib.suppress(AssertionError):
-            await eventually(lambda: sum(writer.failures for writer in arena.writers) > before, 10, every=0.1)
+            await eventually(lambda: sum(writer.failures for writer in arena.writers) > before, 60, every=0.1)
+            arena.board.count("redis", "refusals")
         await asyncio.sleep(rng.uniform(0.2, 2))
     finally:
         with contextlib.suppress(OSError, hiredis.ReplyError):

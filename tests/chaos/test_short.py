@@ -10,7 +10,8 @@ from tests.chaos.arena import TRANSPORTS, arena
 from tests.chaos.judge import Board
 from tests.chaos.nemesis import FAULTS, Step, plan
 
-EVERYSEC = (
+# With `everysec` Redis holds back its writes while an fsync is under way: on a slow disk a kill may lose them.
+UNSYNCED = (
     *("redis_kill", "script_flush", "client_kill", "lost_replies", "silent_pushes"),
     *("gateway_kill", "client_storm", "stalled_clients", "lost_answers"),
 )
@@ -39,7 +40,7 @@ def thin_cells(board: Board, names: Sequence[str]) -> list[tuple[str, str, int]]
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("seed", "sync", "names"), [(3, "everysec", EVERYSEC), (4, "always", ALWAYS)], ids=["3", "4"])
+@pytest.mark.parametrize(("seed", "sync", "names"), [(3, "no", UNSYNCED), (4, "always", ALWAYS)], ids=["3", "4"])
 async def test_nothing_is_lost_doubled_or_skipped_in_silence(seed: int, sync: str, names: Sequence[str]) -> None:
     async with arena(redis={"appendfsync": sync}) as made:
         result = await made.run(seed, once(seed, names))
@@ -47,10 +48,12 @@ async def test_nothing_is_lost_doubled_or_skipped_in_silence(seed: int, sync: st
     schedule = "\n".join(result.steps)
     assert not result.violations, f"seed {seed}\n{schedule}\n" + "\n".join(map(str, result.violations[:20]))
     assert thin_cells(result.board, names) == [], schedule
+    effects = {measure for _, part, measure in result.board.counts if part == "redis"}
+    assert effects == ({"overflows", "refusals"} if "overflow" in names else set()), "a fault had no effect"
 
 
 def test_every_fault_is_in_the_short_form() -> None:
-    assert {*EVERYSEC, *ALWAYS} == set(FAULTS)
+    assert {*UNSYNCED, *ALWAYS} == set(FAULTS)
 
 
 def test_a_seed_is_a_schedule() -> None:
