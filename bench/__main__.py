@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from bench import fanout, load, publish
+from bench import fanout, load, publish, storm
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
 
-COMMANDS: dict[str, ModuleType] = {"fanout": fanout, "publish": publish, "load": load}
+COMMANDS: dict[str, ModuleType] = {"fanout": fanout, "publish": publish, "load": load, "storm": storm}
 EXIT_MISSED = 1
 EXIT_MISSING = 4
 

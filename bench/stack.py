@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from redis.asyncio import Redis
 
 from bench.harness import Histogram
 from bench.process import Child, Cores, Missing, build, child, private_folder
@@ -22,7 +23,17 @@ from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.redis.log import RedisLog
 
-__all__ = ["Audience", "Heard", "Stack", "audience", "open_log", "open_stack", "redis_version", "sse_path"]
+__all__ = [
+    "Audience",
+    "Heard",
+    "Stack",
+    "audience",
+    "open_log",
+    "open_stack",
+    "redis_calls",
+    "redis_version",
+    "sse_path",
+]
 
 UPGRADE = [
     "Connection: Upgrade",
@@ -109,6 +120,13 @@ async def redis_version() -> str:
     process = await asyncio.create_subprocess_exec(redis_binary(), "--version", stdout=asyncio.subprocess.PIPE)
     said, _ = await process.communicate()
     return next((word[2:] for word in said.decode().split() if word.startswith("v=")), "unknown")
+
+
+async def redis_calls(url: str) -> dict[str, int]:
+    """How often each command was called so far, inside of scripts included."""
+    async with Redis.from_url(url) as redis:
+        stats: dict[str, dict[str, int]] = await redis.info("commandstats")
+    return {name.removeprefix("cmdstat_"): int(one["calls"]) for name, one in stats.items()}
 
 
 async def _answering(path: Path) -> None:

@@ -36,6 +36,13 @@ async def test_load_delivers_every_event_to_its_client_both_ways() -> None:
     assert "deliveries were seen" not in said  # every delivery told its delay
 
 
+async def test_a_storm_makes_everybody_current() -> None:
+    said = await run_bench("storm", "--clients", "20", "--behind", "30", "--rounds", "1")
+
+    assert verdicts(said, "lost or repeated records") == ["met"]
+    assert "one stream: reads of the log" in said
+
+
 def outcome(p99_ms: float, lost: int = 0) -> Outcome:
     delays = Histogram()
     delays.add(p99_ms / 1000)

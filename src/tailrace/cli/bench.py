@@ -36,6 +36,12 @@ def load(context: typer.Context) -> None:
     _run("load", context.args)
 
 
+@app.command("storm", context_settings=_PASS_ON)
+def storm(context: typer.Context) -> None:
+    """Everybody comes back at once. Options go on to the benchmark; try `--help`."""
+    _run("storm", context.args)
+
+
 def _run(name: str, arguments: list[str]) -> None:
     from tailrace.cli.console import guarded
 
