@@ -206,14 +206,14 @@ class RedisSentinel:
         old = self.master.port
         # A sentinel that has not yet heard of the replica's health refuses.
         await asyncio.to_thread(eventually_sync, self._ordered_failover, 20)
-        await asyncio.to_thread(eventually_sync, lambda: self._promoted(old), 20)
+        await asyncio.to_thread(eventually_sync, lambda: self._promoted(old), 45)
 
     async def kill_master(self, *, wait: bool = True) -> RedisServer:
         """Kill the master with -9; wait until the replica is the new one. Returns the killed server."""
         master = await asyncio.to_thread(lambda: self.master)
         await master.kill()
         if wait:
-            await asyncio.to_thread(eventually_sync, lambda: self._promoted(master.port), 20)
+            await asyncio.to_thread(eventually_sync, lambda: self._promoted(master.port), 45)
         return master
 
 

@@ -85,7 +85,7 @@ async def test_appends_go_on_without_loss_while_a_slot_moves(
 async def test_a_new_stream_waits_until_its_slot_has_moved(
     make_log: MakeLog, redis_cluster: RedisCluster, key_prefix: str
 ) -> None:
-    log, patient = make_log(redis_cluster.url, deadline=0.4), make_log(redis_cluster.url)
+    log, patient = make_log(redis_cluster.url, deadline=0.4), make_log(redis_cluster.url, deadline=30)
     slot = await redis_cluster.slot(f"{key_prefix}run:{{1}}:events")
     there = await redis_cluster.other(slot)
     await redis_cluster.begin_move(slot, there)

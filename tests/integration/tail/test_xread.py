@@ -16,13 +16,14 @@ from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.redis.log import RedisLog
+from tailrace.eventlog.redis.xread import BLOCK_SECONDS
 
 STREAM = StreamName("run:1")
 
 
 @pytest_asyncio.fixture
 async def log(every_redis: RedisServer, key_prefix: str) -> AsyncIterator[RedisLog]:
-    made = RedisLog.connect(every_redis.url, prefix=key_prefix, delivery="xread")
+    made = RedisLog.connect(every_redis.url, prefix=key_prefix, delivery="xread", deadline=20)
     yield made
     await made.aclose()
 
@@ -95,7 +96,8 @@ async def test_a_stream_watched_later_does_not_wait_for_the_block_to_end(log: Re
             await eventually(lambda: heard.ids(stream) == ids, every=0.001)  # noqa: B023
             delays.append(time.monotonic() - began)
 
-    assert sorted(delays)[5] < 0.1
+    # Each would have waited for the rest of a block; the median keeps one slow moment of the machine out of it.
+    assert sorted(delays)[5] < BLOCK_SECONDS / 2
 
 
 async def test_one_read_serves_a_thousand_streams(log: RedisLog, every_redis: RedisServer, heard: Recorder) -> None:
