@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from tailrace import Tailrace
 from tailrace.client.wire import Closed, Opened, decode_control, decode_record
@@ -21,15 +20,10 @@ from tailrace.core.ids import ZERO
 from tailrace.core.names import StreamName
 from tailrace.core.sse import ServerEvent
 from tests.chaos.judge import Walk
+from tests.chaos.wire import LOST, Url
 from tests.e2e.harness import EventSource
 
 __all__ = ["ClientReader", "PollReader", "Reader", "SocketReader", "SourceReader"]
-
-Url = Callable[[], str]
-"""One of the gateways; another one each time."""
-
-LOST = (OSError, EOFError, TimeoutError, httpx.HTTPError, ConnectionClosed, InvalidHandshake)
-"""How a connection may end without anybody being wrong."""
 
 
 class Reader:

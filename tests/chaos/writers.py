@@ -21,7 +21,7 @@ from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable, OutcomeUnknown
 from tailrace.eventlog.redis.log import RedisLog
 from tests.chaos.judge import Attempt, Board, Outcome
-from tests.chaos.readers import LOST, Url
+from tests.chaos.wire import LOST, Url
 
 __all__ = ["KINDS", "HttpWriter", "KilledWriter", "LogWriter", "Writer"]
 
