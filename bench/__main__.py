@@ -10,12 +10,19 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from bench import fanout, load, publish, storm
+from bench import fanout, load, memory, publish, resume, storm
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
 
-COMMANDS: dict[str, ModuleType] = {"fanout": fanout, "publish": publish, "load": load, "storm": storm}
+COMMANDS: dict[str, ModuleType] = {
+    "fanout": fanout,
+    "publish": publish,
+    "load": load,
+    "storm": storm,
+    "resume": resume,
+    "memory": memory,
+}
 EXIT_MISSED = 1
 EXIT_MISSING = 4
 

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from bench.harness import Histogram
 from bench.process import Child, Cores, Missing, build, child, private_folder
+from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.redis.log import RedisLog
@@ -33,6 +34,7 @@ __all__ = [
     "redis_calls",
     "redis_version",
     "sse_path",
+    "ws_path",
 ]
 
 UPGRADE = [
@@ -53,6 +55,8 @@ class Stack:
     gateway: Child
     port: int
     token: str
+    env: dict[str, str]
+    """The gateway's settings."""
 
 
 @asynccontextmanager
@@ -82,7 +86,7 @@ async def open_stack(*, gateway_on: Cores = None, others_on: Cores = None) -> As
         port = int((await gateway.line(20)).rpartition(":")[2])
         grants = {"read": ["run:*"], "write": ["run:*"]}
         claims = {"sub": "bench", "exp": int(time.time()) + 7_200, "tailrace": grants}
-        yield Stack(folder, redis, url, gateway, port, jwt.encode(claims, secret, algorithm="HS256"))
+        yield Stack(folder, redis, url, gateway, port, jwt.encode(claims, secret, algorithm="HS256"), env)
 
 
 def _redis_argv(folder: Path) -> list[str]:
@@ -220,9 +224,9 @@ async def audience(
 
 
 @asynccontextmanager
-async def open_log(url: str) -> AsyncIterator[Log]:
+async def open_log(url: str, kinds: Kinds | None = None) -> AsyncIterator[Log]:
     """A log of this process's own."""
-    log = RedisLog.connect(url)
+    log = RedisLog.connect(url, kinds=kinds)
     try:
         yield log
     finally:
@@ -232,3 +236,8 @@ async def open_log(url: str) -> AsyncIterator[Log]:
 def sse_path(stream: StreamName, cursor: str = "$") -> str:
     """Where one stream is read over SSE, from a cursor on."""
     return f"/api/v1/streams/{stream}/events/stream?last_event_id={cursor}"
+
+
+def ws_path(stream: StreamName, cursor: str = "$") -> str:
+    """Where one stream is read over WebSocket, from a cursor on."""
+    return f"/api/v1/streams/{stream}/ws?last_id={cursor}"

@@ -43,6 +43,20 @@ async def test_a_storm_makes_everybody_current() -> None:
     assert "one stream: reads of the log" in said
 
 
+async def test_resume_goes_on_at_the_right_record_anywhere() -> None:
+    said = await run_bench("resume", "--records", "3000", "--places", "10", "--rounds", "1")
+
+    assert verdicts(said, "wrong, lost or repeated records") == ["met"]
+    assert "all of it, SSE" in said
+
+
+async def test_memory_is_measured_for_every_kind_of_connection() -> None:
+    said = await run_bench("memory", "--clients", "20", "--many", "0", "--starts", "1")
+
+    for name in ("idle SSE connection", "idle WebSocket connection", "idle stream", "tailrace serve", "import tailrace"):
+        assert name in said
+
+
 def outcome(p99_ms: float, lost: int = 0) -> Outcome:
     delays = Histogram()
     delays.add(p99_ms / 1000)

@@ -42,6 +42,18 @@ def storm(context: typer.Context) -> None:
     _run("storm", context.args)
 
 
+@app.command("resume", context_settings=_PASS_ON)
+def resume(context: typer.Context) -> None:
+    """Anywhere into a long stream, and all of it. Options go on to the benchmark; try `--help`."""
+    _run("resume", context.args)
+
+
+@app.command("memory", context_settings=_PASS_ON)
+def memory(context: typer.Context) -> None:
+    """Idle connections and streams in memory; how long starting takes. Options go on; try `--help`."""
+    _run("memory", context.args)
+
+
 def _run(name: str, arguments: list[str]) -> None:
     from tailrace.cli.console import guarded
 
