@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeAlias
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, ratio, say
-from bench.process import cpu_seconds
+from bench.process import cores, cpu_seconds, pinned
 from bench.stack import Stack, audience, open_log, open_stack, redis_calls, redis_version, sse_path
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
@@ -48,7 +48,11 @@ async def run(options: argparse.Namespace) -> Report:
     """
     started = time.monotonic()
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(open_stack())
+        first, others = cores()
+        served = await stack.enter_async_context(open_stack(gateway_on=first, others_on=others))
+        stack.enter_context(
+            pinned(others)
+        )  # the gateway has a core of its own: the bystander waits for Redis, not for it
         log = await stack.enter_async_context(open_log(served.redis_url))
         storm = Storm(options, served, log)
         await log.append(BYSTANDER, [_event(0)])

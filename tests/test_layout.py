@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "tailrace"
 RANKS = [
-    {"codes"},
+    {"codes", "collector"},
     {"errors"},
     {"core"},
     {"config"},

@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn
 from pydantic import SecretStr
 
+from tailrace.collector import rare_collections
 from tailrace.config import Settings
 from tailrace.errors import ConfigError
 from tailrace.transports.rawhttp import RawHttpProtocol
@@ -176,7 +177,8 @@ async def serve(
         # A worker of ours that failed ends the process: better started again than half alive.
         app.state.gateway.on_crash = lambda: setattr(server, "should_exit", True)
         try:
-            await server.serve(sockets=[bound])
+            with rare_collections():
+                await server.serve(sockets=[bound])
         except SystemExit as exc:
             return int(exc.code or 0)
         return EXIT_FAILED if app.state.gateway.failed else 0

@@ -25,17 +25,27 @@ class Form(Hashable, Protocol):
 class Cell:
     """One item and its frames so far."""
 
-    __slots__ = ("_frames", "item")
+    __slots__ = ("_form", "_frame", "_others", "item")
 
     def __init__(self, item: Item) -> None:
         self.item = item
-        self._frames: dict[Form, bytes] = {}
+        # Nearly every item is read in one form only, and a dict of its own would be the larger part of the cell.
+        self._form: Form | None = None
+        self._frame = b""
+        self._others: dict[Form, bytes] | None = None
 
     def frame(self, form: Form) -> bytes:
         """The item's frame, encoded on first use."""
-        frame = self._frames.get(form)
+        if form is self._form:
+            return self._frame
+        if self._form is None:
+            self._form, self._frame = form, form.item(self.item)
+            return self._frame
+        if self._others is None:
+            self._others = {}
+        frame = self._others.get(form)
         if frame is None:
-            frame = self._frames[form] = form.item(self.item)
+            frame = self._others[form] = form.item(self.item)
         return frame
 
 
