@@ -24,12 +24,14 @@ from tailrace.errors import LogError, LogUnavailable
 from tailrace.eventlog.base import Log, Tail
 from tailrace.hub.block import Sink
 from tailrace.hub.subscription import Lane, Subscription
-from tailrace.hub.topic import Topic
+from tailrace.hub.topic import TAIL_BYTES, Topic
 
 __all__ = ["Hub", "HubStatistics"]
 
 log = logging.getLogger("tailrace.hub")
 
+TAILS_BYTES = 67_108_864
+"""What the tails of all topics hold together, in equal shares. With objects and frames it is some 3 times as much."""
 PARALLEL_HEALS = 64
 LINGER_SECONDS = 10.0
 """A topic without readers is kept this long, so that a refresh finds it warm."""
@@ -215,7 +217,7 @@ class Hub:
     async def _attached(self, stream: StreamName) -> Topic:
         topic = self._topics.get(stream)
         if topic is None:
-            topic = self._topics[stream] = Topic(stream, self._read, self._spawn)
+            topic = self._topics[stream] = Topic(stream, self._read, self._spawn, self._tail_share)
             self._attaching[stream] = self._spawn(self._attach(topic))
         topic.lanes += 1
         attaching = self._attaching.get(stream)
@@ -226,6 +228,9 @@ class Hub:
                 self._leave(topic)
                 raise
         return topic
+
+    def _tail_share(self) -> int:
+        return min(TAIL_BYTES, TAILS_BYTES // max(1, len(self._topics)))
 
     async def _attach(self, topic: Topic) -> None:
         stream = topic.stream

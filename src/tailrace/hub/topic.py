@@ -24,12 +24,13 @@ from tailrace.core.names import StreamName
 from tailrace.core.page import Head, Page
 from tailrace.hub.block import Block, Cell
 
-__all__ = ["Lane", "Stretch", "Topic"]
+__all__ = ["TAIL_BYTES", "Lane", "Stretch", "Topic"]
 
 log = logging.getLogger("tailrace.hub")
 
 TAIL_RECORDS = 2_048
 TAIL_BYTES = 1_048_576
+"""What one topic's tail holds at most."""
 FLUSH_BYTES = 65_536
 """One block of a turn, roughly."""
 STRETCH_RECORDS = 512
@@ -63,8 +64,16 @@ class Stretch:
 class Topic:
     """See the rules above."""
 
-    def __init__(self, stream: StreamName, read: Read, spawn: Spawn) -> None:
+    def __init__(self, stream: StreamName, read: Read, spawn: Spawn, share: Callable[[], int]) -> None:
+        """
+        Args:
+            stream: what is watched.
+            read: reads a page out of the log.
+            spawn: starts a task of the hub's.
+            share: how many bytes this tail may hold now, at most TAIL_BYTES; what it lacks is read from the log.
+        """
         self.stream = stream
+        self._share = share
         self._read = read
         self._spawn = spawn
         self.head = Head()
@@ -200,7 +209,8 @@ class Topic:
                 continue
             tail.append(cell)
             self._tail_bytes += len(item.data) + _OVERHEAD
-        while len(tail) > TAIL_RECORDS or self._tail_bytes > TAIL_BYTES:
+        limit = self._share()
+        while len(tail) > TAIL_RECORDS or self._tail_bytes > limit:
             item = tail.popleft().item
             assert isinstance(item, Record)  # noqa: S101 - rule 3
             self._tail_bytes -= len(item.data) + _OVERHEAD
