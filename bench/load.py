@@ -177,6 +177,8 @@ def _add(report: Report, prefix: str, outcome: Outcome, *, targets: bool) -> Non
     ]
     if delays.count < outcome.events:
         report.notes.append(f"{prefix}delays of {delays.count} of {outcome.events} deliveries were seen")
+    if outcome.failed:
+        report.notes.append(f"{prefix}{outcome.failed} of the lost were not acknowledged: their publisher was told")
     report.notes.append(f"{prefix}load average at the end {outcome.load_average:.2f}")
     report.histograms[f"{prefix}publish to client"] = delays
     report.histograms[f"{prefix}due to acknowledged"] = outcome.acknowledged
