@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -18,40 +19,27 @@ app = typer.Typer(
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--help-here"]}
 
 
-@app.command("fanout", context_settings=_PASS_ON)
-def fanout(context: typer.Context) -> None:
-    """One stream to many SSE clients through Redis. Options go on to the benchmark; try `--help`."""
-    _run("fanout", context.args)
+_ROWS = {
+    "fanout": "One stream to many SSE clients through Redis.",
+    "publish": "Awaited and concurrent publishing.",
+    "load": "Many connections with a stream each, at a fixed rate.",
+    "storm": "Everybody comes back at once.",
+    "resume": "Anywhere into a long stream, and all of it.",
+    "memory": "Idle connections and streams in memory; how long starting takes.",
+}
 
 
-@app.command("publish", context_settings=_PASS_ON)
-def publish(context: typer.Context) -> None:
-    """Awaited and concurrent publishing. Options go on to the benchmark; try `--help`."""
-    _run("publish", context.args)
+def _passing_on(name: str) -> Callable[[typer.Context], None]:
+    def run(context: typer.Context) -> None:
+        _run(name, context.args)
+
+    return run
 
 
-@app.command("load", context_settings=_PASS_ON)
-def load(context: typer.Context) -> None:
-    """Many connections with a stream each, at a fixed rate. Options go on to the benchmark; try `--help`."""
-    _run("load", context.args)
-
-
-@app.command("storm", context_settings=_PASS_ON)
-def storm(context: typer.Context) -> None:
-    """Everybody comes back at once. Options go on to the benchmark; try `--help`."""
-    _run("storm", context.args)
-
-
-@app.command("resume", context_settings=_PASS_ON)
-def resume(context: typer.Context) -> None:
-    """Anywhere into a long stream, and all of it. Options go on to the benchmark; try `--help`."""
-    _run("resume", context.args)
-
-
-@app.command("memory", context_settings=_PASS_ON)
-def memory(context: typer.Context) -> None:
-    """Idle connections and streams in memory; how long starting takes. Options go on; try `--help`."""
-    _run("memory", context.args)
+for _name, _words in _ROWS.items():
+    app.command(_name, help=f"{_words} Options go on to the benchmark; try `--help`.", context_settings=_PASS_ON)(
+        _passing_on(_name)
+    )
 
 
 def _run(name: str, arguments: list[str]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, HttpToolsProtocol
 
-__all__ = ["EXTENSION", "RawChannel", "RawHttpProtocol", "RawOffer"]
+__all__ = ["EXTENSION", "Lender", "RawChannel", "RawHttpProtocol", "RawOffer"]
 
 EXTENSION = "tailrace.raw"
 USER_TIMEOUT_MS = 30_000
@@ -147,16 +147,48 @@ class RawOffer:
         self._expected = None
 
 
-class RawHttpProtocol(HttpToolsProtocol):
+class Lender(asyncio.Protocol):
+    """What our protocols share: the channel they lent, and what they must tell it. Stands before uvicorn's class."""
+
+    unsent_bytes = 262_144
+    """A lent transport with more unsent bytes is paused."""
+
+    channel: RawChannel | None = None
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its limit."""
+        super().pause_writing()
+        if self.channel is not None:
+            self.channel.pause()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        super().resume_writing()
+        if self.channel is not None:
+            self.channel.resume()
+
+    def lend_transport(self, transport: asyncio.Transport, *, paused: bool) -> RawChannel:
+        """A channel on the transport, which from now on is paused by our limit."""
+        transport.set_write_buffer_limits(high=self.unsent_bytes, low=self.unsent_bytes // 4)
+        self.channel = RawChannel(transport)
+        if paused:
+            self.channel.pause()
+        return self.channel
+
+    def take_back(self) -> None:
+        """No raw write may follow."""
+        if self.channel is not None:
+            self.channel.lose()
+            self.channel = None
+
+
+class RawHttpProtocol(Lender, HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with the extension, a deadline and a limit for the request head."""
 
     head_seconds = 10.0
     """The request head must be complete within this time."""
     head_bytes = 32_768
-    unsent_bytes = 262_144
-    """A lent transport with more unsent bytes is paused."""
 
-    channel: RawChannel | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
@@ -232,24 +264,10 @@ class RawHttpProtocol(HttpToolsProtocol):
             app = _unchunked(app, cycle)
         super()._start_asgi_task(cycle, app)
 
-    def pause_writing(self) -> None:
-        """The transport's buffer is over its limit."""
-        super().pause_writing()
-        if self.channel is not None:
-            self.channel.pause()
-
-    def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
-        super().resume_writing()
-        if self.channel is not None:
-            self.channel.resume()
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._end_head()
-        if self.channel is not None:
-            self.channel.lose()
-            self.channel = None
+        self.take_back()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -261,11 +279,7 @@ class RawHttpProtocol(HttpToolsProtocol):
         """Lend the transport to the response that is being sent; None: it is closing."""
         if self.transport.is_closing():
             return None
-        self.transport.set_write_buffer_limits(high=self.unsent_bytes, low=self.unsent_bytes // 4)
-        self.channel = RawChannel(self.transport)
-        if self.flow.write_paused:
-            self.channel.pause()
-        return self.channel
+        return self.lend_transport(self.transport, paused=self.flow.write_paused)
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(self.head_seconds, self._head_overdue)

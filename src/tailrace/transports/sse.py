@@ -72,10 +72,6 @@ async def open_sse(
 class SseResponse:
     """An ASGI response that follows streams until they end, the client leaves, or the server sends it away."""
 
-    media_type = "text/event-stream"
-    status_code = 200
-    background = None
-
     def __init__(
         self,
         hub: Hub,
@@ -85,8 +81,6 @@ class SseResponse:
         guards: Sequence[Guard],
     ) -> None:
         self.subscription = subscription
-        self.headers: list[tuple[bytes, bytes]] = []
-        """More headers to send."""
         self._hub = hub
         self._options = options
         self._pulse = pulse
@@ -113,7 +107,7 @@ class SseResponse:
             self.subscription.detach()
 
     async def _respond(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        headers = [*HEADERS, *self.headers]
+        headers = list(HEADERS)
         if scope["method"] == "HEAD":
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b""})

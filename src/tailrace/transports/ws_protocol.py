@@ -25,7 +25,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from tailrace.codes import CloseCode
-from tailrace.transports.rawhttp import EXTENSION, RawChannel
+from tailrace.transports.rawhttp import EXTENSION, Lender, RawChannel
 
 __all__ = ["RawWebSocketProtocol", "WsOffer"]
 
@@ -64,15 +64,12 @@ class WsOffer:
             self._protocol.take_back()
 
 
-class RawWebSocketProtocol(WebSocketsSansIOProtocol):
+class RawWebSocketProtocol(Lender, WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with the extension; without compression and without pings of its own."""
 
     message_bytes = 65_536
     """A larger message of a client ends its connection."""
-    unsent_bytes = 262_144
-    """A lent transport with more unsent bytes is paused."""
 
-    channel: RawChannel | None = None
     _failed = False
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -92,18 +89,6 @@ class RawWebSocketProtocol(WebSocketsSansIOProtocol):
         """Parse; after broken framing nothing is believed any more."""
         if not self._failed:
             super().data_received(data)
-
-    def pause_writing(self) -> None:
-        """The transport's buffer is over its limit."""
-        super().pause_writing()
-        if self.channel is not None:
-            self.channel.pause()
-
-    def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
-        super().resume_writing()
-        if self.channel is not None:
-            self.channel.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -155,17 +140,7 @@ class RawWebSocketProtocol(WebSocketsSansIOProtocol):
         """Lend the transport; None: it is closing."""
         if self.transport.is_closing() or self.close_sent or self.disconnected:
             return None
-        self.transport.set_write_buffer_limits(high=self.unsent_bytes, low=self.unsent_bytes // 4)
-        self.channel = RawChannel(self.transport)
-        if not self.writable.is_set():
-            self.channel.pause()
-        return self.channel
-
-    def take_back(self) -> None:
-        """No raw write may follow."""
-        if self.channel is not None:
-            self.channel.lose()
-            self.channel = None
+        return self.lend_transport(self.transport, paused=not self.writable.is_set())
 
 
 class _Conversation(ServerProtocol):
