@@ -65,7 +65,7 @@ UNSAFE: dict[str, tuple[dict[str, str], Fault]] = {
     "asynchronous fail-over": (WRITTEN, failover),
 }
 UNEXPLAINED = pytest.mark.skip(reason="once left two histories interleaved in one stream; the cause is not known yet")
-"""An open defect, of the harness's cut of the append-only file or of ours. `make chaos` can still run the fault."""
+"""An open defect, of the harness's cut of the append-only file or of ours: the first thing to look into."""
 
 
 @pytest.mark.slow
