@@ -27,12 +27,16 @@ async def these(*names: str) -> AsyncIterator[Step]:
 
 
 async def power_loss(arena: Arena, rng: random.Random) -> None:
-    """What Redis acknowledged was not on the disk yet: the end of the file is gone with the power."""
+    """What Redis acknowledged was not on the disk yet: the end of the file is gone with the power.
+
+    Who starts such a Redis has to rewrite its file (docs/faults.md); what happens else is shown by the log's own tests.
+    """
     await arena.redis.kill()
     (path,) = (arena.redis.folder / "appendonlydir").glob("*.incr.aof")
     size = path.stat().st_size
     os.truncate(path, size - min(size // 2, rng.randint(5_000, 20_000)))
     await arena.redis.start()
+    await arena.redis.rewrite()
 
 
 async def failover(arena: Arena, rng: random.Random) -> None:
@@ -64,16 +68,11 @@ UNSAFE: dict[str, tuple[dict[str, str], Fault]] = {
     "power loss between two fsyncs": (WRITTEN, power_loss),
     "asynchronous fail-over": (WRITTEN, failover),
 }
-UNEXPLAINED = pytest.mark.skip(reason="once left two histories interleaved in one stream; the cause is not known yet")
-"""An open defect, of the harness's cut of the append-only file or of ours: the first thing to look into."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=UNEXPLAINED) if fault is power_loss else name for name, (_, fault) in UNSAFE.items()],
-)
+@pytest.mark.parametrize("name", UNSAFE)
 async def test_a_log_that_forgets_is_seen_to_lose_and_every_reader_is_told(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,15 @@ class RedisServer:
             raise reply
         return reply
 
+    async def rewrite(self) -> None:
+        """Write the append-only file anew, and wait until that is done."""
+        await self.cli("BGREWRITEAOF")
+        while True:
+            facts = await self.info("persistence")
+            if facts["aof_rewrite_in_progress"] == "0" and facts["aof_rewrite_scheduled"] == "0":
+                return
+            await asyncio.sleep(0.02)
+
     async def info(self, section: str = "default") -> dict[str, str]:
         """INFO as a dict."""
         lines = str(await self.cli("INFO", section)).splitlines()

@@ -191,6 +191,8 @@ class EmbeddedRedis:
             answer = await _ask(socket, "PING")
             if answer == "+PONG":
                 self.pid = process.pid
+                if await self._call(server.was_cut, self.folder, log_size):
+                    await self._rewrite(socket)
                 return
             if answer.startswith("-LOADING"):
                 end = loop.time() + ANSWER_SECONDS
@@ -204,6 +206,19 @@ class EmbeddedRedis:
                 await self._call(self._end_server)
                 raise LogUnavailable(f"{self.program} did not answer within {ANSWER_SECONDS:.0f} s")
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _rewrite(self, socket: str) -> None:
+        """Write the data anew. A file that was cut inside of a script's effects keeps their first half without the end:
+        all that is appended to it would be lost, or mixed with that half, at the next start (Redis, all versions)."""
+        log.warning("the end of the embedded Redis' data was lost, writing it anew", extra={"folder": str(self.folder)})
+        await _ask(socket, "BGREWRITEAOF")
+        while True:
+            facts = await _ask(socket, "INFO persistence")
+            if "aof_rewrite_in_progress:1" not in facts and "aof_rewrite_scheduled:1" not in facts:
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        if "aof_last_bgrewrite_status:ok" not in facts:
+            log.error("the embedded Redis' data could not be written anew", extra={"folder": str(self.folder)})
 
     def _spawn(self, state: server.State | None) -> tuple[subprocess.Popen[bytes], str, int]:
         """Start the server; returns it, its socket, and the size of its log before."""

@@ -36,6 +36,7 @@ __all__ = [
     "launch",
     "lock",
     "log_tail",
+    "was_cut",
     "watch_adopted",
 ]
 
@@ -303,16 +304,25 @@ def watch_adopted(pid: int) -> subprocess.Popen[bytes] | None:
     return watcher
 
 
+def was_cut(folder: Path, since: int) -> bool:
+    """Whether a server whose log begins at byte `since` found the end of its data missing. INFO does not tell."""
+    return b"because aof-load-truncated is enabled" in _log_since(folder, since)
+
+
 def log_tail(folder: Path, since: int = 0) -> str:
     """The last lines the server wrote after byte `since`: why it does not run."""
+    lines = _log_since(folder, since)[-4_000:].decode(errors="replace").splitlines()
+    return " | ".join(line.split(" ", 6)[-1].lstrip("#* ") for line in lines[-3:]) or "it wrote no log"
+
+
+def _log_since(folder: Path, since: int) -> bytes:
     try:
         with (folder / "redis.log").open("rb") as file:
             if since <= os.fstat(file.fileno()).st_size:  # else it was rotated
                 file.seek(since)
-            lines = file.read()[-4_000:].decode(errors="replace").splitlines()
+            return file.read()
     except OSError:
-        return "it wrote no log"
-    return " | ".join(line.split(" ", 6)[-1].lstrip("#* ") for line in lines[-3:]) or "it wrote no log"
+        return b""
 
 
 def _quoted(value: str | Path) -> str:

@@ -437,6 +437,27 @@ async def test_truncated_tail_of_the_data_is_no_obstacle(make: Make, tmp_path: P
     assert await command(again, "GET", "half") is None
 
 
+@pytest.mark.parametrize("need", [need_redis62, need_redis70])
+async def test_what_is_written_after_a_script_was_cut_in_half_is_kept(
+    make: Make, tmp_path: Path, need: Callable[[], str]
+) -> None:
+    redis = make(binary=need())
+    await redis.start()
+    await command(redis, "EVAL", "redis.call('SET', 'first', '1') redis.call('SET', 'second', '1')", 0)
+    await redis.stop()
+    (file,) = tmp_path.rglob("*.incr.aof" if need is need_redis70 else "*.aof")
+    file.write_bytes(file.read_bytes()[:-3])
+
+    again = make(binary=need())
+    await again.start()
+    await command(again, "SET", "later", "1")
+    await again.stop()
+    last = make(binary=need())
+    await last.start()
+
+    assert await command(last, "MGET", "first", "second", "later") == [None, None, "1"]
+
+
 async def test_folder_held_by_something_that_does_not_answer_is_refused_in_time(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from functools import partial
 
@@ -396,3 +397,30 @@ async def test_every_failure_of_an_append_is_one_of_ours(make_log: MakeLog, prox
 
     assert failures
     assert all(isinstance(failure, TailraceError) and failure.status == 503 for failure in failures)
+
+
+@pytest.mark.parametrize("version", ["6.2", "7.0"])
+@pytest.mark.parametrize("rewritten", [True, False])
+async def test_a_redis_that_lost_half_a_script_needs_its_file_rewritten(
+    make_log: MakeLog, start_redis: StartRedis, version: str, rewritten: bool
+) -> None:
+    """What docs/faults.md tells operators to do, and what happens to who does not: Redis keeps the first half in the
+    file, and at the next start runs it together with what was written behind it."""
+    server = await start_redis({"appendfsync": "always"}, version=version)
+    log = make_log(server.url)
+    for number in range(3):
+        await log.append(RUN, [Event("n", number)])
+    await server.kill()
+    (path,) = server.folder.rglob("*.incr.aof" if version == "7.0" else "*.aof")
+    os.truncate(path, path.stat().st_size - 5)
+
+    await server.start()
+    if rewritten:
+        await server.rewrite()
+    await log.append(RUN, [Event("n", 10)])
+    await server.restart()
+    page = await log.read(RUN, ZERO)
+
+    unbroken = [record.prev for record in page.records] == [ZERO, *(record.id for record in page.records[:-1])]
+    assert [int(record.data) for record in page.records][-3:] == ([0, 1, 10] if rewritten else [1, 2, 10])
+    assert unbroken is rewritten
