@@ -32,6 +32,11 @@ chaos: ## break everything under load (SEED=7 MINUTES=10 FAULTS=redis_kill,laten
 	@scripts/services
 	@$(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT))
 
+soak: ## a steady load for hours, and what may not grow (HOURS=1 SEED=1 REPORT=file)
+	@scripts/setup dev
+	@scripts/services
+	@$(PY) -m tests.chaos.soak $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
+
 settings: ## write docs/settings.md again
 	@$(PY) -c 'from tailrace.config import settings_table; print("# Settings\n\nEnvironment, `tailrace.toml`, defaults, in this order. This table is made from the code: `make settings`.\n\n" + settings_table(), end="")' >docs/settings.md
 
@@ -41,4 +46,4 @@ lock: ## write the lock files again
 clean: ## remove what the other commands made (not the data in .tailrace)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/bin
 
-.PHONY: help run test check bench chaos settings lock clean
+.PHONY: help run test check bench chaos soak settings lock clean

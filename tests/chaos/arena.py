@@ -7,28 +7,33 @@ import contextlib
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tailrace.core.ids import EntryId
 from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, value_of
 from tests.chaos.links import Link
-from tests.chaos.nemesis import FAULTS, Step
+from tests.chaos.nemesis import FAULTS, MILD, Fault, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
-from tests.chaos.writers import HttpWriter, KilledWriter, LogWriter, Writer
+from tests.chaos.writers import LENGTHS, HttpWriter, KilledWriter, LogWriter, Writer, kinds_toml
 from tests.e2e.harness import Gateway, token
 from tests.support.need import need_redis70
 from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
-__all__ = ["TRANSPORTS", "Arena", "Result", "arena", "read_truth"]
+__all__ = ["LOSSY", "REBORN_STREAM", "TRANSPORTS", "TRIMMED_STREAM", "Arena", "Load", "Result", "arena", "read_truth"]
 
 PREFIX = "chaos:"
 STREAMS = ("run:a", "run:b", "run:c")
+TRIMMED_STREAM = "task:trimmed"
+REBORN_STREAM = "workflow:reborn"
+"""Deleted, expired and evicted again and again."""
+LOSSY = (TRIMMED_STREAM, REBORN_STREAM)
+"""They lose records by design; the judge holds what was lost against what was told."""
 SECRET_STREAM = "run:secret"
 TRANSPORTS = ("sse", "sse-many", "ws", "ws-many", "poll", "poll-many", "client-http", "client-redis")
 PATIENCE = 90.0
@@ -51,10 +56,45 @@ class Result:
         return {violation.kind for violation in self.violations}
 
 
+@dataclass(frozen=True)
+class Load:
+    """How much is going on.
+
+    Attributes:
+        streams: where publishers and readers meet.
+        lossy: those of them that lose records by design.
+        sets: how many readers of every transport.
+        pause: seconds between two calls of a publisher, on average.
+        batch: events in a call straight on Redis; over HTTP a fifth of it, so that the last 1 024 uids of a stream
+            reach further back than the longest fault.
+        cuts: seconds between two lost connections, at least and at most.
+        killed: whether publisher processes are killed.
+        lengths: what is kept, by kind of stream.
+    """
+
+    streams: tuple[str, ...] = STREAMS
+    lossy: tuple[str, ...] = LOSSY
+    sets: int = 2
+    pause: float = 0.08
+    batch: int = 1
+    cuts: tuple[float, float] = (0.1, 0.5)
+    killed: bool = True
+    lengths: Mapping[str, int] = field(default_factory=lambda: LENGTHS)
+
+
 class Arena:
     """All processes and clients of a run."""
 
-    def __init__(self, folder: Path, *, redis: dict[str, str] | None = None, port: int = 0, named: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        redis: dict[str, str] | None = None,
+        port: int = 0,
+        named: bool = True,
+        load: Load | None = None,
+    ) -> None:
+        self.load = load or Load()
         self.board = Board()
         self.folder = folder
         self.redis = RedisServer(need_redis70(), {"appendfsync": "no", **(redis or {})}, port=port)
@@ -67,11 +107,15 @@ class Arena:
         self.writers: list[Writer] = []
         self.killed: list[KilledWriter] = []
         self.readers: list[Reader] = []
-        self.pause = 0.08
         self.steps: list[str] = []
         self._named = named
         self._next = 0
         self._cutting = True
+
+    @property
+    def streams(self) -> list[str]:
+        """All of them."""
+        return [*dict.fromkeys((*self.load.streams, *self.load.lossy)), SECRET_STREAM]
 
     def url(self) -> str:
         """One gateway after the other."""
@@ -92,7 +136,7 @@ class Arena:
                 continue
             folder = self.folder / f"gateway{index}"
             folder.mkdir()
-            (folder / "tailrace.toml").write_text("[kinds.run]\nmax_length = 50000000\n")
+            (folder / "tailrace.toml").write_text(kinds_toml(self.load.lengths))
             settings = {"redis_url": proxy.url, "stall_seconds": "2", "log_timeout_seconds": "2"}
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:
@@ -103,47 +147,60 @@ class Arena:
 
     def people(self) -> None:
         """Make the writers and readers."""
-        bearer = token("writer", write=["run:*"])
-        app = self.proxies[0].url
-        for index, stream in enumerate(STREAMS):
-            others = [stream, STREAMS[(index + 1) % len(STREAMS)]]
-            self.writers += [
-                HttpWriter(self.board, f"http{index}", others, url=self.edge_url, token=bearer, named=self._named),
-                LogWriter(self.board, f"log{index}", others, url=app, key_prefix=PREFIX),
-            ]
+        bearer = token("writer", write=["run:*", "task:*", "workflow:*"])
+        app, streams = self.proxies[0].url, self.load.streams
+        for index, stream in enumerate(streams):
+            others = [stream, streams[(index + 1) % len(streams)]]
+            self._write(index, others, app, bearer)
+        for index, stream in enumerate(set(self.load.lossy) - set(streams), len(streams)):
+            self._write(index, [stream], app, bearer)
         self.writers.append(HttpWriter(self.board, "secret", [SECRET_STREAM], url=self.edge_url, token=bearer))
         urls = ",".join(map(_http, self.edges))
-        self.killed = [
-            KilledWriter(self.board, "dying-http", "run:a", target=("http", bearer, urls), repeats=True),
-            KilledWriter(self.board, "dying-log", "run:b", target=("log", PREFIX, app), repeats=False),
-        ]
+        if self.load.killed:
+            self.killed = [
+                KilledWriter(self.board, "dying-http", "run:a", target=("http", bearer, urls), repeats=True),
+                KilledWriter(self.board, "dying-log", "run:b", target=("log", PREFIX, app), repeats=False),
+            ]
         self.writers += self.killed
-        for index in range(2):
-            self._readers(index, app)
+        for writer in self.writers:
+            writer.pause = writer.usual_pause = self.load.pause
+        for index in range(self.load.sets):
+            self._readers(f"{index}", streams[index % len(streams) :][:1], streams[: 2 + index % 2], app)
+        for stream in set(self.load.lossy) - set(streams):
+            self._readers(f"-{stream}", [stream], [stream, streams[0]], app)
         self._intruders()
 
-    def _readers(self, index: int, app: str) -> None:
-        one, many = STREAMS[index : index + 1], STREAMS[: 2 + index]
-        self._reader(SourceReader, "sse", one, index)
-        self._reader(SourceReader, "sse-many", many, index)
-        self._reader(SocketReader, "ws", one, index)
-        self._reader(_commands, "ws-many", many, index)
-        self._reader(PollReader, "poll", one, index)
-        self._reader(PollReader, "poll-many", many, index)
-        self._reader(ClientReader, "client-http", many, index)
-        walk = Walk(self.board, f"client-redis{index}", "client-redis", many)
-        self.readers.append(ClientReader(lambda: app, walk, "", key_prefix=PREFIX))
+    def _write(self, index: int, streams: list[str], app: str, bearer: str) -> None:
+        http = HttpWriter(self.board, f"http{index}", streams, url=self.edge_url, token=bearer, named=self._named)
+        log = LogWriter(self.board, f"log{index}", streams, url=app, key_prefix=PREFIX, lengths=self.load.lengths)
+        http.batch = http.usual_batch = max(1, self.load.batch // 5)
+        log.batch = log.usual_batch = self.load.batch
+        self.writers += [http, log]
 
-    def _reader(self, make: Callable[..., Reader], transport: str, streams: Sequence[str], index: int) -> None:
-        name = f"{transport}{index}"
-        self.readers.append(make(self.url, Walk(self.board, name, transport, streams), token(name, read=list(streams))))
+    def _readers(self, suffix: str, one: Sequence[str], many: Sequence[str], app: str) -> None:
+        self._reader(SourceReader, "sse", one, suffix)
+        self._reader(SourceReader, "sse-many", many, suffix)
+        self._reader(SocketReader, "ws", one, suffix)
+        self._reader(_commands, "ws-many", many, suffix)
+        self._reader(PollReader, "poll", one, suffix)
+        self._reader(PollReader, "poll-many", many, suffix)
+        self._reader(ClientReader, "client-http", many, suffix)
+        walk = Walk(self.board, f"client-redis{suffix}", "client-redis", many)
+        self.readers.append(ClientReader(lambda: app, walk, "", key_prefix=PREFIX, ends=self.load.lossy))
+
+    def _reader(self, make: Callable[..., Reader], transport: str, streams: Sequence[str], suffix: str) -> None:
+        name = f"{transport}{suffix}"
+        walk = Walk(self.board, name, transport, streams)
+        self.readers.append(
+            make(self.url, walk, token(name.replace(":", "-"), read=list(streams)), ends=self.load.lossy)
+        )
 
     def _intruders(self) -> None:
         """They ask for more than they may read."""
-        asked = ("run:a", SECRET_STREAM)
+        stream = self.load.streams[0]
         for transport, make in (("sse-many", SourceReader), ("ws-many", _commands), ("poll-many", PollReader)):
-            intruder = _Intruder(self.board, f"intruder-{transport}", transport, ("run:a",))
-            reader = make(self.url, intruder, token(intruder.name, read=["run:a"]), asked=asked)
+            intruder = _Intruder(self.board, f"intruder-{transport}", transport, (stream,))
+            reader = make(self.url, intruder, token(intruder.name, read=[stream]), asked=(stream, SECRET_STREAM))
             reader.stays = False
             self.readers.append(reader)
 
@@ -168,7 +225,7 @@ class Arena:
         self.board.note("fault", "nemesis", step=step)
         async with asyncio.TaskGroup() as group:
             for name in step.names:
-                group.create_task(FAULTS[name][1](self, random.Random(f"{step.seed}-{name}")))
+                group.create_task(_fault(name)(self, random.Random(f"{step.seed}-{name}")))
         await self.heal()
         await self.progress(5)
         self.board.fault = "quiet"
@@ -205,7 +262,7 @@ class Arena:
         """Readers lose their connections all the time."""
         rng = random.Random(seed)
         while self._cutting:
-            await asyncio.sleep(rng.uniform(0.1, 0.5))
+            await asyncio.sleep(rng.uniform(*self.load.cuts))
             rng.choice(self.readers).cut()
 
     async def run(self, seed: int, steps: AsyncIterator[Step]) -> Result:
@@ -220,13 +277,14 @@ class Arena:
                 await self.step(step)
                 _raise_defects([*reading, *writing])
             await self.drain(writing)
-            truth = await read_truth(self.redis, [*STREAMS, SECRET_STREAM])
+            truth = await read_truth(self.redis, self.streams)
             await self.catch_up(truth)
         for gateway in self.gateways:
             for line in gateway.complaints():
                 self.board.complain("log", gateway.url, "", line)
         walks = [reader.walk for reader in self.readers]
-        found = judge(self.board, truth, [walk for walk in walks if not isinstance(walk, _Intruder)])
+        honest = [walk for walk in walks if not isinstance(walk, _Intruder)]
+        found = judge(self.board, truth, honest, lossy=self.load.lossy)
         return Result(self.board, truth, walks, found, self.steps, time.monotonic() - began)
 
     async def drain(self, writing: Sequence[asyncio.Task[None]]) -> None:
@@ -266,6 +324,10 @@ class Arena:
 
 class _Intruder(Walk):
     """Who is given something else than its own stream is told apart; how far it gets does not matter."""
+
+
+def _fault(name: str) -> Fault:
+    return MILD[name] if name in MILD else FAULTS[name][1]
 
 
 def _http(proxy: Proxy) -> str:
@@ -316,10 +378,12 @@ def _entry(id_: str, fields: list[str]) -> Entry:
 
 
 @asynccontextmanager
-async def arena(*, redis: dict[str, str] | None = None, port: int = 0, named: bool = True) -> AsyncIterator[Arena]:
+async def arena(
+    *, redis: dict[str, str] | None = None, port: int = 0, named: bool = True, load: Load | None = None
+) -> AsyncIterator[Arena]:
     """An arena that is up; ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="tr-chaos-", dir="/tmp") as folder:
-        made = Arena(Path(folder), redis=redis, port=port, named=named)
+        made = Arena(Path(folder), redis=redis, port=port, named=named, load=load)
         try:
             await made.start()
             yield made

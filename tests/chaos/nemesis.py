@@ -18,7 +18,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from tests.chaos.arena import Arena
 
-__all__ = ["FAULTS", "Step", "plan"]
+__all__ = ["FAULTS", "Fault", "MILD", "Step", "plan"]
 
 Fault = Callable[["Arena", random.Random], Coroutine[Any, Any, None]]
 
@@ -108,13 +108,13 @@ async def overflow(arena: Arena, rng: random.Random) -> None:
     os.kill(gateway.pid, signal.SIGSTOP)
     try:
         for writer in arena.writers:
-            writer.size, writer.pause = 40_000, 0.01
+            writer.burst(40_000, 0.01)
         with contextlib.suppress(AssertionError):
             await eventually(lambda: path.read_text(errors="replace").count(sign) > before, 60, every=0.1)
             arena.board.count("redis", "overflows")
     finally:
         for writer in arena.writers:
-            writer.size, writer.pause = 120, arena.pause
+            writer.calm()
         os.kill(gateway.pid, signal.SIGCONT)
         with contextlib.suppress(OSError, hiredis.ReplyError):
             await arena.redis.cli("CONFIG", "SET", "client-output-buffer-limit", "pubsub 33554432 8388608 60")
@@ -207,6 +207,12 @@ async def gateway_stop(arena: Arena, rng: random.Random) -> None:
     await gateway.start(ready=False)
 
 
+async def gateway_stop_second(arena: Arena, rng: random.Random) -> None:
+    """SIGTERM of the second gateway only: the first one is watched for what it never gives back."""
+    await arena.end_gateway(arena.gateways[1])
+    await arena.gateways[1].start(ready=False)
+
+
 async def rolling_restart(arena: Arena, rng: random.Random) -> None:
     """Every gateway is restarted, each when the one before is ready again."""
     for gateway in rng.sample(arena.gateways, len(arena.gateways)):
@@ -231,10 +237,10 @@ async def stalled_clients(arena: Arena, rng: random.Random) -> None:
     for reader in rng.sample(arena.readers, len(arena.readers) // 2):
         reader.stall(rng.uniform(2, 4))
     for writer in arena.writers:
-        writer.size, writer.pause = 20_000, 0.01
+        writer.burst(20_000, 0.01)
     await asyncio.sleep(3)
     for writer in arena.writers:
-        writer.size, writer.pause = 120, arena.pause
+        writer.calm()
     for reader in arena.readers:
         reader.heal()
 
@@ -264,6 +270,8 @@ async def lost_answers(arena: Arena, rng: random.Random) -> None:
 
 
 REDIS = (redis_kill, redis_pause, script_flush, client_kill, client_pause, out_of_memory)
+MILD: dict[str, Fault] = {"gateway_stop_second": gateway_stop_second}
+"""Only for soaks."""
 FAULTS: dict[str, tuple[str, Fault]] = {
     **{each.__name__: ("redis", each) for each in REDIS},
     **{each.__name__: ("network", each) for each in (black_hole, latency, lost_replies, cut_replies, silent_pushes)},

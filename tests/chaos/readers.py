@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 
 from tailrace import Tailrace
 from tailrace.client.wire import Closed, Opened, decode_control, decode_record
+from tailrace.codes import CloseCode
 from tailrace.core.cursor import CursorToken, parse_cursor
 from tailrace.core.event import Ended, Gap, Record
 from tailrace.core.ids import ZERO
@@ -29,8 +30,12 @@ __all__ = ["ClientReader", "PollReader", "Reader", "SocketReader", "SourceReader
 class Reader:
     """Reads until it is cancelled; `cut` and `stall` are what happens to it."""
 
-    def __init__(self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = ()) -> None:
+    def __init__(
+        self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = (), ends: Collection[str] = ()
+    ) -> None:
         self.url = url
+        self.ends = frozenset(ends) & frozenset(walk.positions)
+        """Streams that may end and come back."""
         self.walk = walk
         self.token = token
         self.streams = [StreamName.parse(stream) for stream in (asked or walk.positions)]
@@ -76,6 +81,8 @@ class Reader:
 
     def refused(self, why: object) -> None:
         """It was told that it may not."""
+        if self.ends:
+            return
         if self.stays:
             self.walk.broken(f"refused: {why}"[:300])
         else:
@@ -92,9 +99,17 @@ class Reader:
         elif isinstance(told, Opened):
             self.walk.placed(told.cursors, "open")
         elif isinstance(told, Closed) and told.code >= 4_500 and self.stays:
-            self.walk.broken(f"sent away for good: {told}")
+            if not (told.code in (CloseCode.ENDED, CloseCode.EXPIRED) and self.ends):
+                self.walk.broken(f"sent away for good: {told}")
         elif isinstance(told, Ended):
+            self.ended(told)
+
+    def ended(self, told: Ended) -> None:
+        """A stream ended: it comes back for the next one of that name."""
+        if told.stream not in self.ends:
             self.walk.broken(f"told that its stream ended: {told}")
+        self.walk.board.count(self.walk.transport, "ends")
+        raise ConnectionResetError("its stream ended")
 
     def cursor(self) -> str:
         """What it has, as a cursor."""
@@ -145,8 +160,10 @@ class _Gate:
 class SourceReader(Reader):
     """Server-Sent Events, one stream or several."""
 
-    def __init__(self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = ()) -> None:
-        super().__init__(url, walk, token, asked=asked)
+    def __init__(
+        self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = (), ends: Collection[str] = ()
+    ) -> None:
+        super().__init__(url, walk, token, asked=asked, ends=ends)
         self._source = _Source(self)
 
     async def visit(self) -> None:
@@ -161,8 +178,17 @@ class SourceReader(Reader):
 class SocketReader(Reader):
     """A WebSocket: of one stream, or with commands of several."""
 
-    def __init__(self, url: Url, walk: Walk, token: str, *, asked: Sequence[str] = (), commands: bool = False) -> None:
-        super().__init__(url, walk, token, asked=asked)
+    def __init__(
+        self,
+        url: Url,
+        walk: Walk,
+        token: str,
+        *,
+        asked: Sequence[str] = (),
+        ends: Collection[str] = (),
+        commands: bool = False,
+    ) -> None:
+        super().__init__(url, walk, token, asked=asked, ends=ends)
         self._commands = commands
 
     async def visit(self) -> None:
@@ -220,6 +246,8 @@ class PollReader(Reader):
         page = answer.json()
         self._in_order(page["events"], page["gaps"])
         self.walk.placed(parse_cursor(page["cursor"], self.streams), "the answer's cursor")
+        for ended in page["ended"]:
+            self.take(json.dumps(ended, separators=(",", ":")).encode())
 
     def _in_order(self, events: list[dict[str, Any]], gaps: list[dict[str, Any]]) -> None:
         """A gap comes after the record that it names, as soon as the next record does not follow."""
@@ -241,8 +269,10 @@ class PollReader(Reader):
 class ClientReader(Reader):
     """The Python client, over HTTP or straight on Redis; it comes back by itself, and sometimes is made anew."""
 
-    def __init__(self, url: Url, walk: Walk, token: str, *, key_prefix: str | None = None) -> None:
-        super().__init__(url, walk, token)
+    def __init__(
+        self, url: Url, walk: Walk, token: str, *, ends: Collection[str] = (), key_prefix: str | None = None
+    ) -> None:
+        super().__init__(url, walk, token, ends=ends)
         self._key_prefix = key_prefix
         self._cursor: str | None = None
 
@@ -260,6 +290,11 @@ class ClientReader(Reader):
                     self.walk.record(item)
                 elif isinstance(item, Gap):
                     self.walk.gap(item)
+                elif isinstance(item, Ended):
+                    self.ended(item)
+        except StopAsyncIteration:
+            if not self.ends:
+                self.walk.broken("its subscription ended")
         finally:
             self._cursor = reading.cursor or self._cursor
             self.walk.placed(reading.cursors, "the subscription")

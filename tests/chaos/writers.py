@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
 import sys
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,34 @@ from tailrace.eventlog.redis.log import RedisLog
 from tests.chaos.judge import Attempt, Board, Outcome
 from tests.chaos.wire import LOST, Url
 
-__all__ = ["KINDS", "HttpWriter", "KilledWriter", "LogWriter", "Writer"]
+__all__ = ["LENGTHS", "HttpWriter", "KilledWriter", "LogWriter", "Writer", "kinds", "kinds_toml"]
 
 ROOT = Path(__file__).parents[2]
-KINDS = Kinds((StreamKind(name="run", max_length=50_000_000),))
-"""Nothing is trimmed in a run: the log at its end is the whole truth."""
+LENGTHS = {"run": 50_000_000, "task": 400, "workflow": 50_000_000}
+"""Of a run's streams: the `run` ones are never trimmed, so the log at its end is the whole truth; a `task` soon is."""
+LIFE_SECONDS = 3_600.0
+"""The `workflow` streams carry a life, so that a server with the wrong policy may evict them."""
+
+
+def kinds(lengths: Mapping[str, int] = LENGTHS) -> Kinds:
+    """The policies of a run, for publishers that are on Redis."""
+    return Kinds(
+        StreamKind(name=name, max_length=length, idle_ttl_seconds=LIFE_SECONDS if name == "workflow" else None)
+        for name, length in lengths.items()
+    )
+
+
+def kinds_toml(lengths: Mapping[str, int] = LENGTHS) -> str:
+    """The same for gateways."""
+    lines = []
+    for name, length in lengths.items():
+        lines += [f"[kinds.{name}]", f"max_length = {length}"]
+        lines += [f"idle_ttl_seconds = {LIFE_SECONDS}"] if name == "workflow" else []
+    return "\n".join(lines) + "\n"
 
 
 class Writer:
-    """Publishes numbered events one after the other, in turn to its streams, until it is told to stop."""
+    """Publishes numbered events, `batch` at once, in turn to its streams, until it is told to stop."""
 
     def __init__(self, board: Board, name: str, streams: list[str]) -> None:
         self.board = board
@@ -39,23 +60,37 @@ class Writer:
         self.streams = streams
         self.acked = 0
         self.failures = 0
-        self.pause = 0.08
+        self.pause = self.usual_pause = 0.08
+        self.batch = self.usual_batch = 1
         self.size = 120
         self._number = 0
+        self._turn = 0
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
-        """Publish until `stop`; an event that was begun is settled first."""
+        """Publish until `stop`; what was begun is settled first."""
         while not self._stop.is_set():
-            self._number += 1
-            stream = self.streams[self._number % len(self.streams)]
-            attempt = self.board.attempt(self.name, stream, f"{self.name}/{self._number}")
-            attempt.id = await self.settle(attempt, self.body(attempt))
-            attempt.outcome = Outcome.ACKED
-            self.board.note("acknowledged", self.name, stream=stream, value=attempt.value, id=attempt.id)
-            self.acked += 1
-            self.board.count("publish", "acknowledged")
+            self._turn += 1
+            stream = self.streams[self._turn % len(self.streams)]
+            attempts = []
+            for _ in range(self.batch):
+                self._number += 1
+                attempts.append(self.board.attempt(self.name, stream, f"{self.name}/{self._number}"))
+            ids = await self.settle(attempts, [self.body(attempt) for attempt in attempts])
+            for attempt, id_ in zip(attempts, ids, strict=True):
+                attempt.outcome, attempt.id = Outcome.ACKED, id_
+                self.board.note("acknowledged", self.name, stream=stream, value=attempt.value, id=id_)
+            self.acked += len(attempts)
+            self.board.count("publish", "acknowledged", len(attempts))
             await asyncio.sleep(random.uniform(0, 2 * self.pause))
+
+    def burst(self, size: int, pause: float) -> None:
+        """Publish larger events, one by one and faster, until `calm`."""
+        self.size, self.pause, self.batch = size, pause, 1
+
+    def calm(self) -> None:
+        """Publish as usual."""
+        self.size, self.pause, self.batch = 120, self.usual_pause, self.usual_batch
 
     def body(self, attempt: Attempt) -> dict[str, Any]:
         """The event's data: it says itself what and whose it is. A later life repeats it to the byte."""
@@ -71,8 +106,8 @@ class Writer:
         """End after the event that is under way."""
         self._stop.set()
 
-    async def settle(self, attempt: Attempt, data: dict[str, Any]) -> EntryId:
-        """Publish until it is acknowledged."""
+    async def settle(self, attempts: Sequence[Attempt], data: Sequence[dict[str, Any]]) -> list[EntryId]:
+        """Publish in one call until it is acknowledged."""
         raise NotImplementedError
 
 
@@ -92,16 +127,25 @@ class HttpWriter(Writer):
         async with self._client:
             await super().run()
 
-    async def settle(self, attempt: Attempt, data: dict[str, Any]) -> EntryId:
-        """See `Writer`."""
-        body = {"type": "test.step", "data": data} | ({"uid": attempt.value} if self._named else {})
+    async def settle(self, attempts: Sequence[Attempt], data: Sequence[dict[str, Any]]) -> list[EntryId]:
+        """See `Writer`. One event as it is, several as an array or as NDJSON."""
+        stream = attempts[0].stream
+        events = [
+            {"type": "test.step", "data": each} | ({"uid": attempt.value} if self._named else {})
+            for attempt, each in zip(attempts, data, strict=True)
+        ]
+        content, type_ = json.dumps(events if len(events) > 1 else events[0]), "application/json"
+        if len(events) > 1 and self._turn % 4 > 1:
+            content, type_ = "\n".join(map(json.dumps, events)), "application/x-ndjson"
         while True:
             with contextlib.suppress(*LOST):
-                answer = await self._client.post(f"{self._url()}/api/v1/streams/{attempt.stream}/events", json=body)
+                answer = await self._client.post(
+                    f"{self._url()}/api/v1/streams/{stream}/events", content=content, headers={"content-type": type_}
+                )
                 if answer.status_code == 201:
-                    return EntryId.parse(answer.json()["events"][0]["id"])
+                    return [EntryId.parse(each["id"]) for each in answer.json()["events"]]
                 if answer.status_code != 503:
-                    self.board.complain("refused", self.name, attempt.stream, answer.text[:200])
+                    self.board.complain("refused", self.name, stream, answer.text[:200])
             self.failed()
             await asyncio.sleep(random.uniform(0.02, 0.2))
 
@@ -109,9 +153,18 @@ class HttpWriter(Writer):
 class LogWriter(Writer):
     """Publishes straight on Redis without a uid: an unknown outcome is settled by its receipt."""
 
-    def __init__(self, board: Board, name: str, streams: list[str], *, url: str, key_prefix: str) -> None:
+    def __init__(
+        self,
+        board: Board,
+        name: str,
+        streams: list[str],
+        *,
+        url: str,
+        key_prefix: str,
+        lengths: Mapping[str, int] = LENGTHS,
+    ) -> None:
         super().__init__(board, name, streams)
-        self._log = RedisLog.connect(url, prefix=key_prefix, kinds=KINDS, deadline=2.0)
+        self._log = RedisLog.connect(url, prefix=key_prefix, kinds=kinds(lengths), deadline=2.0)
 
     async def run(self) -> None:
         """See `Writer`."""
@@ -120,14 +173,16 @@ class LogWriter(Writer):
         finally:
             await self._log.aclose()
 
-    async def settle(self, attempt: Attempt, data: dict[str, Any]) -> EntryId:
+    async def settle(self, attempts: Sequence[Attempt], data: Sequence[dict[str, Any]]) -> list[EntryId]:
         """See `Writer`."""
         receipt: object = None
+        stream = StreamName.parse(attempts[0].stream)
+        events = [Event("test.step", each) for each in data]
         while True:
             try:
                 if receipt is not None:
-                    return (await self._log.retry(receipt))[0].id
-                return (await self._log.append(StreamName.parse(attempt.stream), [Event("test.step", data)]))[0].id
+                    return [answer.id for answer in await self._log.retry(receipt)]
+                return [answer.id for answer in await self._log.append(stream, events)]
             except OutcomeUnknown as unknown:
                 receipt = unknown.receipt
             except LogUnavailable:

@@ -40,7 +40,8 @@ async def _main(way: str, secret: str, target: str, stream: str, name: str, firs
     for number in itertools.count(int(first)):
         _say("try", number)
         attempt = Attempt(name, stream, f"{name}/{number}")
-        _say("acked", await writer.settle(attempt, writer.body(attempt)))
+        (stored,) = await writer.settle([attempt], [writer.body(attempt)])
+        _say("acked", stored)
         if ended.done():
             return
         await asyncio.sleep(random.uniform(0, 0.1))

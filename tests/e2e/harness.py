@@ -34,7 +34,7 @@ def token(sub: str = "tester", *, read: list[str] | None = None, write: list[str
     """A token that these gateways accept."""
     import jwt
 
-    claims = {"sub": sub, "exp": int(time.time()) + 3_600, "tailrace": {"read": read or [], "write": write or []}}
+    claims = {"sub": sub, "exp": int(time.time()) + 86_400, "tailrace": {"read": read or [], "write": write or []}}
     return jwt.encode(claims, SECRET, algorithm="HS256")
 
 
