@@ -88,7 +88,7 @@ class Gateway:
             await self.wait_ready()
         return self
 
-    async def wait_ready(self, seconds: float = 15.0) -> None:
+    async def wait_ready(self, seconds: float = 50.0) -> None:
         await self._wait_status("/readyz", 200, seconds)
 
     async def _wait_status(self, path: str, status: int, seconds: float) -> None:
