@@ -25,15 +25,21 @@ RANKS = [
     {"hub", "consumers"},
     {"transports"},
     {"web"},
+    {"client"},
+    {"sql"},
+    {"features"},
+    {"integrations"},
     {"app"},
     {"server"},
-    {"client"},
     {"cli", "testing"},
     {"__main__"},
 ]
 """ARCHITECTURE.md: a module imports only from a lower rank, or from its own package."""
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-HEAVY = ["redis", "fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "httpx", "typer", "jwt"]
+HEAVY = [
+    *("redis", "fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "httpx", "typer", "jwt"),
+    *("sqlalchemy", "alembic", "langchain_core", "celery"),
+]
 FILE_LINES, TEST_LINES, FUNCTION_LINES = 400, 600, 50
 EXCUSED: dict[str, str] = {}
 """Files or functions over a budget, each with its reason in one sentence."""
@@ -104,6 +110,26 @@ def test_only_the_log_imports_redis(path: Path) -> None:
     if path.is_relative_to(SOURCE / "eventlog"):
         return
     assert not [module for module, _, _ in imports_of(path) if module.partition(".")[0] in ("redis", "hiredis")]
+
+
+@pytest.mark.parametrize("path", sources, ids=name_of)
+def test_only_sql_and_what_is_above_it_imports_sqlalchemy(path: Path) -> None:
+    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if own != "__init__" and RANK[own] >= RANK["sql"]:
+        return
+    assert not [module for module, _, _ in imports_of(path) if module.partition(".")[0] in ("sqlalchemy", "alembic")]
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "features").rglob("*.py")), ids=name_of)
+def test_features_do_not_know_each_other(path: Path) -> None:
+    own = path.relative_to(SOURCE / "features").parts[0].removesuffix(".py")
+    others = {
+        module
+        for module, _, _ in imports_of(path)
+        if module.startswith("tailrace.features.") and module.split(".")[2] != own
+    }
+
+    assert not others
 
 
 def test_core_is_pure() -> None:

@@ -9,7 +9,7 @@ app.include_router(tailrace_router(gateway), prefix="/live")
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tailrace.hub.hub import Hub
 from tailrace.observe import redact_servers
 from tailrace.web import openapi
 from tailrace.web.auth import Authenticate
+from tailrace.web.feature import Feature
 from tailrace.web.gateway import Gateway
 from tailrace.web.live import live_router
 from tailrace.web.poll_routes import poll_router
@@ -53,6 +54,7 @@ def create_gateway(
     leases: LeaseStore | None = None,
     authorizer: Authorizer | None = None,
     authenticate: Authenticate | None = None,
+    features: Sequence[Feature] | None = None,
 ) -> Gateway:
     """Make the state that routes share.
 
@@ -63,6 +65,7 @@ def create_gateway(
         leases: shared counts of connections; with a log of your own they are this process's without it.
         authorizer: decides who may do what; without it the grants in the token decide.
         authenticate: knows who asks without a token, e.g. by the application's session.
+        features: parts on top of the core; without them those that the settings switch on.
 
     Raises:
         ConfigError: the settings cannot work.
@@ -77,7 +80,14 @@ def create_gateway(
         leases=leases,
         authorizer=authorizer,
         authenticate=authenticate,
+        features=_features(settings) if features is None else features,
     )
+
+
+def _features(settings: Settings) -> list[Feature]:
+    """The features that the settings switch on."""
+    del settings
+    return []
 
 
 async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:
@@ -102,6 +112,8 @@ def tailrace_router(gateway: Gateway) -> APIRouter:
     # One flat list, the busiest first: routes are matched one by one.
     for part in (live_router, streams_router, poll_router, ws_router, token_router, health_router):
         router.routes.extend(part(gateway).routes)
+    for feature in gateway.features:
+        router.routes.extend(feature.routes(gateway))
     return router
 
 
@@ -131,6 +143,7 @@ def create_app(
     leases: LeaseStore | None = None,
     authorizer: Authorizer | None = None,
     authenticate: Authenticate | None = None,
+    features: Sequence[Feature] | None = None,
     gateway: Gateway | None = None,
 ) -> FastAPI:
     """Make the whole application: API below the prefix and at the root, health, metrics, docs, the live page.
@@ -144,10 +157,31 @@ def create_app(
         if settings is None:
             raise ConfigError("create_app needs settings or a gateway")
         gateway = create_gateway(
-            settings, log=log, hub=hub, leases=leases, authorizer=authorizer, authenticate=authenticate
+            settings,
+            log=log,
+            hub=hub,
+            leases=leases,
+            authorizer=authorizer,
+            authenticate=authenticate,
+            features=features,
         )
     settings = gateway.settings
-    app = FastAPI(
+    app = _application(gateway)
+    app.state.gateway = gateway
+    install_handlers(app)
+    app.add_middleware(Shell, origins=gateway.access.origins, metrics=gateway.metrics, cors=bool(settings.cors_origins))
+    app.include_router(tailrace_router(gateway), prefix=settings.api_prefix)
+    app.include_router(status_router(gateway))
+    if settings.api_prefix:
+        app.include_router(tailrace_router(gateway), include_in_schema=False)
+    _describe(app)
+    app.router.default = _static(settings)
+    return app
+
+
+def _application(gateway: Gateway) -> FastAPI:
+    settings = gateway.settings
+    return FastAPI(
         title="tailrace",
         version=tailrace.__version__,
         summary="Durable, resumable, live event streams.",
@@ -160,16 +194,6 @@ def create_app(
         # Spans would hold the query, and with it a short token.
         telemetry={"exclude": _carries_token},
     )
-    app.state.gateway = gateway
-    install_handlers(app)
-    app.add_middleware(Shell, origins=gateway.access.origins, metrics=gateway.metrics, cors=bool(settings.cors_origins))
-    app.include_router(tailrace_router(gateway), prefix=settings.api_prefix)
-    app.include_router(status_router(gateway))
-    if settings.api_prefix:
-        app.include_router(tailrace_router(gateway), include_in_schema=False)
-    _describe(app)
-    app.router.default = _static(settings)
-    return app
 
 
 def _carries_token(scope: Scope) -> bool:

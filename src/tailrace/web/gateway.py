@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from tailrace.observe import Metrics
 from tailrace.transports.pulse import Pulse
 from tailrace.web.auth import Access, Authenticate
 from tailrace.web.connections import Connections
+from tailrace.web.feature import Feature, FeatureAuthorizer
 from tailrace.web.health import Probe
 from tailrace.web.origin import ClientAddress, OriginPolicy
 from tailrace.web.principal import Authorizer, GrantAuthorizer
@@ -54,6 +55,7 @@ class Gateway:
         leases: LeaseStore | None = None,
         authorizer: Authorizer | None = None,
         authenticate: Authenticate | None = None,
+        features: Sequence[Feature] = (),
     ) -> None:
         """Make a gateway for an open log, or with a way to open one when it starts.
 
@@ -63,6 +65,7 @@ class Gateway:
         if event_log is None and open_log is None:
             raise ConfigError("a gateway needs a log, or a way to open one")
         self.settings = settings
+        self.features = tuple(features)
         self.kinds: Kinds = settings.stream_kinds()
         self.metrics = Metrics()
         self.pulse = Pulse(settings.heartbeat_seconds)
@@ -84,7 +87,7 @@ class Gateway:
         self.access = Access(
             settings,
             self._stores,
-            authorizer if authorizer is not None else GrantAuthorizer(),
+            FeatureAuthorizer(authorizer if authorizer is not None else GrantAuthorizer(), self.features),
             OriginPolicy(settings.cors_origins, settings.allowed_hosts, addresses),
             verifier=verifier,
             authenticate=authenticate,
@@ -123,12 +126,13 @@ class Gateway:
             self._hub = Hub(self._log, self.kinds)
         with contextlib.suppress(LogError):
             await self.access.revocations.refresh()
-        owner = asyncio.create_task(self._work(self._hub), name="tailrace")
         try:
-            yield
+            async with contextlib.AsyncExitStack() as stack:
+                for feature in self.features:
+                    await stack.enter_async_context(feature.running(self))
+                async with self._working(self._hub):
+                    yield
         finally:
-            owner.cancel()
-            await asyncio.gather(owner, return_exceptions=True)
             self._hub = None if self._owns_hub else self._hub
             if self._owns_log:
                 await self._stores.aclose()
@@ -141,6 +145,15 @@ class Gateway:
         if self._hub is not None:
             await self._hub.drain(self.settings.drain_seconds if seconds is None else seconds)
 
+    @asynccontextmanager
+    async def _working(self, hub: Hub) -> AsyncIterator[None]:
+        owner = asyncio.create_task(self._work(hub), name="tailrace")
+        try:
+            yield
+        finally:
+            owner.cancel()
+            await asyncio.gather(owner, return_exceptions=True)
+
     async def _work(self, hub: Hub) -> None:
         """Own the workers. A defect in one ends all of them, makes health red, and is told with its name."""
         try:
@@ -151,6 +164,8 @@ class Gateway:
                     "leases": self.connections.run,
                     "pulse": self.pulse.run,
                 }
+                for feature in self.features:
+                    workers |= {f"{feature.name}.{name}": work for name, work in feature.workers(self).items()}
                 for name, work in workers.items():
                     group.create_task(self._named(name, work), name=name)
         except BaseExceptionGroup:

@@ -1,0 +1,1 @@
+"""Bridges to frameworks, each behind an extra of its own."""

@@ -1,0 +1,1 @@
+"""What must outlive the log: engine, models, migrations."""
