@@ -214,6 +214,17 @@ async def test_one_callers_conflict_does_not_fail_the_others_of_the_turn(log: Lo
     assert [record.type for record in (await log.read(RUN, ZERO)).records] == ["a", "b", "c"]
 
 
+async def test_a_uid_is_remembered_in_a_stream_that_a_foreign_entry_brought_back_from_its_end(bench: Bench) -> None:
+    await bench.log.append(RUN, [Event("a")])
+    await bench.log.expire(RUN, 0.0)
+    await bench.add_foreign(RUN, {"k": "v"})
+    first = await bench.log.append(RUN, [Event("b", uid="u")])
+
+    again = await bench.log.append(RUN, [Event("b", uid="u")])
+
+    assert (again[0].id, again[0].duplicate) == (first[0].id, True)
+
+
 async def test_the_trace_is_no_part_of_what_a_uid_names(log: Log) -> None:
     traces = [f"00-{n:032x}-{n:016x}-01" for n in (1, 2)]
     await log.append(RUN, [Event("a", 1, uid="u", trace=traces[0])])

@@ -114,7 +114,7 @@ class Told:
 @pytest.mark.parametrize("version", ["5.0", "6.2", "7.0"])
 def test_memory_and_redis_say_the_same(version: str, request: pytest.FixtureRequest) -> None:
     server: RedisServer = request.getfixturevalue(f"redis{version.replace('.', '')}")
-    prefix = f"m{uuid.uuid4().hex[:8]}:"
+    prefix = f"t{uuid.uuid4().hex[:8]}:"
 
     with asyncio.Runner() as runner:
         log = RedisLog.connect(server.url, kinds=KINDS, prefix=prefix)

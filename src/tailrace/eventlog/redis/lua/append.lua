@@ -462,7 +462,8 @@ if life then
   redis.call('PEXPIREAT', events, exp)
   redis.call('PEXPIREAT', meta, text(tonumber(exp) + tombstone))
 end
-if exp and (life or #uid_writes > 0) then
+-- An end that has passed is the end of entries that are gone: foreign ones came since and have none.
+if exp and (life or (#uid_writes > 0 and tonumber(exp) > now)) then
   redis.pcall('PEXPIREAT', uids, exp)
 end
 
