@@ -156,7 +156,8 @@ async def poll(
         running = asyncio.ensure_future(subscription.run())
         watching = [asyncio.ensure_future(_close_after(subscription, guard())) for guard in guards]
         tasks += [running, *watching]
-        await _wait_news(hub, subscription, sink, options, resume, (running, left, *watching))
+        # A guard's code comes as the end of `running`: an answer before that would not have it.
+        await _wait_news(hub, subscription, sink, options, resume, (running, left))
         return None if left.done() else _answer(hub, subscription, sink, running)
     finally:
         for task in tasks:
