@@ -80,8 +80,8 @@ def create_key_source(settings: Settings) -> KeySource:
     wanted = settings.jwt_algorithms
     if settings.jwt_secret is not None:
         secret = settings.jwt_secret.get_secret_value().encode()
-        if b"-----BEGIN" in secret:
-            raise ConfigError("jwt_secret holds a PEM key; name its file in jwt_key_file")
+        if _is_public(secret):
+            raise ConfigError("jwt_secret holds a key that others know; name its file in jwt_key_file or jwt_jwks_file")
         return _FixedKeys([Key(secret, wanted or ("HS256",))])
     if settings.jwt_key_file is not None:
         return _FixedKeys([_public_key(_read(settings.jwt_key_file), wanted, str(settings.jwt_key_file))])
@@ -92,6 +92,18 @@ def create_key_source(settings: Settings) -> KeySource:
     if settings.jwt_jwks_url is not None:
         return KeySetUrl(settings.jwt_jwks_url, wanted, settings.jwks_cache_seconds)
     raise ConfigError("no key for tokens: set jwt_secret, jwt_key_file, jwt_jwks_file or jwt_jwks_url")
+
+
+def _is_public(secret: bytes) -> bool:
+    """Whether this is a key of another sort, PEM, ssh or JWK: whoever has the public half could sign with it."""
+    text = secret.strip()
+    if b"-----BEGIN" in text or text.startswith((b"ssh-", b"ecdsa-sha2-", b"sk-ssh-", b"sk-ecdsa-")):
+        return True
+    try:
+        made = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(made, dict) and bool({"kty", "keys"} & set(made))
 
 
 def _read(path: Path) -> bytes:
