@@ -19,6 +19,7 @@ import logging
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode as StandardCode
 from websockets.frames import Frame
 from websockets.http11 import Request
@@ -95,10 +96,23 @@ class RawWebSocketProtocol(Lender, WebSocketsSansIOProtocol):
         self.take_back()
         super().connection_lost(exc)
 
+    def handle_ping(self) -> None:
+        """A ping; one that came in the same bytes as broken framing is not answered."""
+        if not self._failed:
+            super().handle_ping()
+
     def handle_close(self, event: Frame) -> None:
         """The client's close frame: nothing may follow our answer to it."""
         self.take_back()
-        super().handle_close(event)
+        if not self._failed:
+            super().handle_close(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """A whole message. One that is not UTF-8 fails the connection, unless the client's goodbye came with it."""
+        try:
+            super().send_receive_event_to_app()
+        except InvalidState:
+            self.logger.info("a client said goodbye after text that is not UTF-8")
 
     def handle_parser_exception(self) -> None:
         """The client broke the framing or a limit: the close frame is the last thing it gets (rule 5)."""
