@@ -2,6 +2,10 @@
 
 Session servers (`redis62`, `redis70`, `redis50`, `any_redis`) are shared by the tests of one worker: use `key_prefix`,
 and never flush, pause or kill them. A test that breaks its server starts its own with `start_redis`.
+
+Whoever connects to them without a login has the documented minimal rights and no more (docs/redis-user.md), on keys and
+channels `t*`: so everything that runs on these servers runs under them. `cli` logs in as an administrator. At its end a
+server tells what it denied; whoever was denied something fails the test run.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import hiredis
 import pytest
 import pytest_asyncio
 
+from tailrace.eventlog.acl import acl_rules
 from tests.support.leaks import folder_prefix
 from tests.support.need import need_redis50, need_redis62, need_redis70
 
@@ -94,10 +99,20 @@ class RedisServer:
         port: also listen on this port of 127.0.0.1 (0: the unix socket only).
         mode: "server" or "sentinel".
         url: what `url` answers, when it is not the unix socket's.
+        limited: the version whose minimal rights everybody gets who does not log in; None: all rights.
     """
 
+    ADMIN = ("admin", "admin-of-the-tests")
+
     def __init__(
-        self, binary: str, config: Config | None = None, *, port: int = 0, mode: str = "server", url: str | None = None
+        self,
+        binary: str,
+        config: Config | None = None,
+        *,
+        port: int = 0,
+        mode: str = "server",
+        url: str | None = None,
+        limited: tuple[int, int] | None = None,
     ) -> None:
         self.binary = binary
         self.port = port
@@ -120,14 +135,33 @@ class RedisServer:
                 "appendfsync": "everysec",
                 "maxmemory-policy": "noeviction",
             }
-        self.config |= config or {}
-        self.url = url or f"unix://{self.socket}"
         self.credentials: tuple[str, ...] = ()
         """Arguments of the AUTH that `cli` sends first."""
+        self.limited = limited is not None
+        if limited is not None:
+            self._limit(limited)
+        self.config |= config or {}
+        self.url = url or f"unix://{self.socket}"
+        self.admin_url = f"unix://{':'.join(self.credentials)}@{self.socket}" if self.limited else self.url
+        """With all rights."""
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
         self._conf = self.folder / "redis.conf"
         self._write_config()
+
+    def _limit(self, version: tuple[int, int]) -> None:
+        name, password = self.ADMIN
+        self.credentials = self.ADMIN
+        users = [f"default on nopass {' '.join(acl_rules('t', version))}", f"{name} on >{password} ~* &* +@all"]
+        # A replica of such a server, and its master, are the administrator's.
+        self.config |= {"user": users, "masteruser": name, "masterauth": password, "acllog-max-len": "1000"}
+
+    def denied_sync(self) -> list[str]:
+        """What the limited user was denied since the server started."""
+        entries = self.cli_sync("ACL", "LOG", 1_000) if self.limited and self.running else []
+        found = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in entries]
+        denied = [each for each in found if each["username"] == "default" and each["reason"] != "auth"]
+        return [f"{each['reason']} {each['object']} ({each['context']})" for each in denied]
 
     def configure(self, config: Config) -> None:
         """Change settings; they count from the next start."""
@@ -286,30 +320,31 @@ def _exchange(client: socket.socket | ssl.SSLSocket, reader: hiredis.Reader, *ar
     return reply
 
 
-def _session_server(binary: str, config: Config | None = None) -> Iterator[RedisServer]:
-    server = RedisServer(binary, config)
+def _session_server(binary: str, limited: tuple[int, int] | None) -> Iterator[RedisServer]:
+    server = RedisServer(binary, limited=limited)
     try:
         yield server.start_sync()
+        assert server.denied_sync() == [], "the minimal rights are not enough"
     finally:
         server.remove_sync()
 
 
 @pytest.fixture(scope="session")
 def redis50() -> Iterator[RedisServer]:
-    """A shared Redis 5.0."""
-    yield from _session_server(need_redis50())
+    """A shared Redis 5.0, which knows no users."""
+    yield from _session_server(need_redis50(), None)
 
 
 @pytest.fixture(scope="session")
 def redis62() -> Iterator[RedisServer]:
     """A shared Redis 6.2: the embedded one."""
-    yield from _session_server(need_redis62())
+    yield from _session_server(need_redis62(), (6, 2))
 
 
 @pytest.fixture(scope="session")
 def redis70() -> Iterator[RedisServer]:
     """A shared Redis of the system: 7.0 on Debian 12."""
-    yield from _session_server(need_redis70())
+    yield from _session_server(need_redis70(), (7, 0))
 
 
 @pytest.fixture(params=["6.2", "7.0"])
@@ -340,15 +375,25 @@ def free_port() -> int:
 
 @pytest_asyncio.fixture
 async def start_redis() -> AsyncIterator[StartRedis]:
-    """Start servers of the test's own: `server = await start_redis({"maxmemory": "2mb"}, version="6.2", port=…)`."""
+    """Start servers of the test's own: `server = await start_redis({"maxmemory": "2mb"}, version="6.2", port=…)`.
+
+    `limited=False`: whoever connects may do everything, as on a Redis that nobody has set up.
+    """
     binaries = {"5.0": need_redis50, "6.2": need_redis62, "7.0": need_redis70}
+    versions = {"5.0": None, "6.2": (6, 2), "7.0": (7, 0)}
     servers: list[RedisServer] = []
 
-    async def start(config: Config | None = None, *, version: str = "7.0", port: int = 0) -> RedisServer:
-        server = RedisServer(binaries[version](), config, port=port)
+    async def start(
+        config: Config | None = None, *, version: str = "7.0", port: int = 0, limited: bool = True
+    ) -> RedisServer:
+        server = RedisServer(binaries[version](), config, port=port, limited=versions[version] if limited else None)
         servers.append(server)
         return await server.start()
 
     yield start
+    denied: list[str] = []
     for server in servers:
+        with contextlib.suppress(OSError):
+            denied += await asyncio.to_thread(server.denied_sync)
         await asyncio.to_thread(server.remove_sync)
+    assert denied == [], "the minimal rights are not enough"

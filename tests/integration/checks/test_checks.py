@@ -185,7 +185,7 @@ async def test_server_busy_with_a_script(start_redis: StartRedis) -> None:
 
 @pytest.mark.parametrize("version", ["5.0", "6.2", "7.0"])
 async def test_login_that_is_missing_or_wrong(start_redis: StartRedis, version: str) -> None:
-    server = await start_redis({"requirepass": "right-password"}, version=version)
+    server = await start_redis({"requirepass": "right-password"}, version=version, limited=False)
 
     missing = await run_checks(server.url)
     wrong = await run_checks(server.url.replace("unix://", "unix://:wrong-password@"))

@@ -262,7 +262,7 @@ async def test_an_unreadable_record_is_given_as_a_foreign_one(
 async def test_keys_of_existing_systems_can_be_kept(make_log: MakeLog, redis70: RedisServer, key_prefix: str) -> None:
     name = key_prefix[:-1]
     kinds = Kinds([StreamKind(name=kind, key_template=template) for kind, template in LEGACY_TEMPLATES.items()])
-    log = make_log(redis70.url, kinds=kinds, prefix="")
+    log = make_log(redis70.admin_url, kinds=kinds, prefix="")
     streams = {
         f"run:{name}:events": StreamName.parse(f"run:{name}"),
         f"stream:conversation:{name}": StreamName.parse(f"conversation:{name}"),

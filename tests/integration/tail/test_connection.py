@@ -34,7 +34,7 @@ def soon(seconds: float = 5.0) -> float:
 
 @pytest_asyncio.fixture
 async def connection(every_redis: RedisServer) -> AsyncIterator[Connection]:
-    made = await Connection.open(endpoint(every_redis.url), deadline=soon())
+    made = await Connection.open(endpoint(every_redis.admin_url), deadline=soon())
     yield made
     made.abort()
     await made.closed
@@ -118,7 +118,7 @@ async def test_a_lost_connection_says_what_was_written(connection: Connection) -
 
 
 async def test_a_killed_server_fails_its_callers_at_once(private: RedisServer) -> None:
-    connection = await Connection.open(endpoint(private.url), deadline=soon())
+    connection = await Connection.open(endpoint(private.admin_url), deadline=soon())
     blocked = connection.send("BLPOP", "nothing-is-here", 30)
     await asyncio.sleep(0)
 
@@ -131,7 +131,7 @@ async def test_a_killed_server_fails_its_callers_at_once(private: RedisServer) -
 
 async def test_what_a_server_does_not_read_is_bounded(private: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tailrace.eventlog.redis.connection.MAX_UNSENT_BYTES", 1_000_000)
-    connection = await Connection.open(endpoint(private.url), deadline=soon())
+    connection = await Connection.open(endpoint(private.admin_url), deadline=soon())
     private.pause()
     try:
         futures = []
@@ -154,7 +154,7 @@ async def test_what_a_server_does_not_read_is_bounded(private: RedisServer, monk
 
 
 async def test_many_replies_leave_turns_for_others(private: RedisServer) -> None:
-    connection = await Connection.open(endpoint(private.url), deadline=soon())
+    connection = await Connection.open(endpoint(private.admin_url), deadline=soon())
     turns = 0
 
     async def count() -> None:
@@ -178,7 +178,7 @@ async def test_many_replies_leave_turns_for_others(private: RedisServer) -> None
 
 
 async def test_the_client_has_its_name_and_database(every_redis: RedisServer) -> None:
-    url = f"{every_redis.url}?db=3&client_name=somebody"
+    url = f"{every_redis.admin_url}?db=3&client_name=somebody"
     connection = await Connection.open(endpoint(url), deadline=soon())
 
     assert await connection.call("CLIENT", "GETNAME", deadline=soon()) == b"somebody"
@@ -195,7 +195,7 @@ async def test_every_reply_of_a_push_connection_is_a_push(every_redis: RedisServ
         pushes.append(reply)
         return 1
 
-    connection = await Connection.open(endpoint(every_redis.url), deadline=soon(), on_push=pushed)
+    connection = await Connection.open(endpoint(every_redis.admin_url), deadline=soon(), on_push=pushed)
     connection.post("SUBSCRIBE", f"{key_prefix}a")
     connection.post("NO-SUCH-COMMAND")
     await eventually(lambda: len(pushes) == 2)
@@ -220,7 +220,7 @@ async def test_a_server_that_accepts_and_says_nothing_times_out(private: RedisSe
     private.pause()
     try:
         with pytest.raises(LogTimeout):
-            await Connection.open(endpoint(private.url), deadline=soon(0.2))
+            await Connection.open(endpoint(private.admin_url), deadline=soon(0.2))
     finally:
         private.resume()
 
@@ -247,7 +247,7 @@ async def test_a_server_that_loads_its_data_is_unavailable(start_redis: StartRed
 
 @pytest.mark.parametrize("version", ["5.0", "7.0"])
 async def test_a_wrong_password_is_refused_and_not_repeated(start_redis: StartRedis, version: str) -> None:
-    server = await start_redis({"requirepass": "correct"}, version=version)
+    server = await start_redis({"requirepass": "correct"}, version=version, limited=False)
     server.credentials = ("correct",)
 
     connection = await Connection.open(endpoint(f"unix://:correct@{server.socket}"), deadline=soon())
