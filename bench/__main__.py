@@ -7,21 +7,35 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
-from bench import fanout, load, memory, publish, resume, storm
+from bench import fanout, knee, load, memory, publish, resume, slow, storm
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
 
-COMMANDS: dict[str, ModuleType] = {
-    "fanout": fanout,
-    "publish": publish,
-    "load": load,
-    "storm": storm,
-    "resume": resume,
-    "memory": memory,
+
+class Row(NamedTuple):
+    """One command: a module, and what is otherwise by default than it says itself."""
+
+    module: ModuleType
+    defaults: Mapping[str, object] = {}
+
+
+COMMANDS: dict[str, Row] = {
+    "fanout": Row(fanout),
+    "fanout-2000": Row(fanout, {"clients": 2_000, "records": 100, "rate": 25}),
+    "fanout-ws": Row(fanout, {"websocket": True}),
+    "fanout-ws-2000": Row(fanout, {"websocket": True, "clients": 2_000, "records": 100, "rate": 25}),
+    "slow": Row(slow),
+    "publish": Row(publish),
+    "load": Row(load),
+    "knee": Row(knee),
+    "storm": Row(storm),
+    "resume": Row(resume),
+    "memory": Row(memory),
 }
 EXIT_MISSED = 1
 EXIT_MISSING = 4
@@ -54,7 +68,7 @@ def _run(name: str, options: argparse.Namespace) -> Report:
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report: Report = runner.run(COMMANDS[name].run(options))
+        report: Report = runner.run(COMMANDS[name].module.run(options))
     return report
 
 
@@ -67,9 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--strict", action="store_true", help="exit with 1 when a target was missed")
     parser.set_defaults(write=False, strict=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, module in COMMANDS.items():
+    for name, (module, defaults) in COMMANDS.items():
         summary = (module.__doc__ or "").splitlines()[0].partition(": ")[2]
-        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__, parents=[common]))
+        summary += "".join(f", {key} {value}" for key, value in defaults.items())
+        command = commands.add_parser(name, help=summary, description=module.__doc__, parents=[common])
+        module.add_arguments(command)
+        command.set_defaults(**defaults)
     commands.add_parser("all", help="all of them, as they are by default", parents=[common])
     return parser
 

@@ -1,8 +1,9 @@
-"""`fanout`: one stream to many SSE clients through Redis, against a bare C loop of writes.
+"""`fanout`: one stream to many clients through Redis, against a bare C loop of writes and Nchan.
 
 The gateway has a core of its own; Redis, the publisher and the audience share the others. What is compared is
 user and system CPU per delivery: of the gateway's process, of the C loop, and of Nchan where nginx has it. All three
-write the same bytes to the same number of sockets, one record per write, at the same pace.
+write the same bytes to the same number of sockets, one record per write, at the same pace. The rows `fanout`,
+`fanout-2000`, `fanout-ws` and `fanout-ws-2000` are this with other clients.
 """
 
 from __future__ import annotations
@@ -14,10 +15,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeAlias
 
-from bench import nchan
 from bench.harness import Contender, Histogram, Measure, Report, Sample, interleave, median, ratio, say
-from bench.process import Child, Cores, build, child, cores, cpu_seconds, private_folder
-from bench.stack import Audience, Heard, Stack, audience, open_log, open_stack, redis_version
+from bench.nchan import module, open_nchan
+from bench.process import Child, Cores, build, child, cores, cpu_seconds, private_folder, write_calls
+from bench.stack import (
+    Audience,
+    Heard,
+    Stack,
+    audience,
+    open_log,
+    open_stack,
+    redis_version,
+    request,
+    sse_path,
+    ws_path,
+)
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
@@ -32,11 +44,12 @@ Publish: TypeAlias = Callable[[int], Awaitable[None]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fanout`."""
-    parser.add_argument("--clients", type=int, default=1_000, help="SSE clients (%(default)s)")
-    parser.add_argument("--records", type=int, default=300, help="records of one round (%(default)s)")
+    parser.add_argument("--websocket", action="store_true", help="over WebSocket; without it SSE")
+    parser.add_argument("--clients", type=int, default=1_000, help="clients (%(default)s)")
+    parser.add_argument("--records", type=int, default=200, help="records of one round (%(default)s)")
     parser.add_argument("--rate", type=int, default=50, help="records a second (%(default)s)")
     parser.add_argument("--burst", type=int, default=10_000, help="records of a burst (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, in turns (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, in turns (%(default)s)")
     parser.add_argument("--no-nchan", action="store_true", help="leave Nchan out even if nginx has it")
 
 
@@ -50,17 +63,20 @@ async def run(options: argparse.Namespace) -> Report:
     first, others = cores()
     async with AsyncExitStack() as stack:
         rig = await stack.enter_async_context(_open_rig(options, first, others))
-        contenders: dict[str, Contender] = {"gateway": rig.gateway_paced, "C loop": rig.loop_paced}
-        if not options.no_nchan and nchan.module() is not None:
-            contenders["Nchan"] = await stack.enter_async_context(
-                nchan.contender(rig.paced, options.clients, first, others)
-            )
-        say(f"fanout: {options.clients} clients, {options.rate} records/s, {', '.join(contenders)} in turns")
+        paced: dict[str, Contender] = {"gateway": rig.gateway_paced, "C loop": rig.loop_paced}
+        burst: dict[str, Contender] = {"gateway": rig.gateway_burst, "C loop": rig.loop_burst}
+        if not options.no_nchan and module() is not None:
+            listening = open_nchan(options.clients, first, others, websocket=options.websocket)
+            nchan = await stack.enter_async_context(listening)
+            paced["Nchan"] = lambda: nchan.paced(options.records, options.rate)
+            burst["Nchan"] = lambda: nchan.burst(rig.fewer)
+        name = f"{options.clients} {_transport(options)} clients"
+        say(f"{options.command}: {name}, {options.rate} records/s, {', '.join(paced)} in turns")
         await rig.rest()
-        paced = await interleave(contenders, options.rounds)
-        say(f"fanout: bursts of {options.burst} records")
-        burst = await interleave({"gateway": rig.gateway_burst, "C loop": rig.loop_burst}, max(1, options.rounds // 2))
-        report = _report(options, paced, burst, rig)
+        slowly = await interleave(paced, options.rounds)
+        say(f"{options.command}: bursts of {options.burst} records")
+        at_once = await interleave(burst, max(1, options.rounds // 2))
+        report = _report(options, slowly, at_once, rig)
     report.setting["redis"] = await redis_version()
     report.seconds = time.monotonic() - started
     return report
@@ -93,9 +109,10 @@ class Rig:
         self._loop_audience = listeners
 
     @property
-    def paced(self) -> tuple[int, int]:
-        """Records of a round, and how many a second."""
-        return self.options.records, self.options.rate
+    def fewer(self) -> int:
+        """Records of a burst for who joins none: a tenth, that is enough for a number."""
+        burst: int = self.options.burst
+        return max(1, burst // 10)
 
     async def rest(self, seconds: float = 2.0) -> None:
         """Measure the gateway while nothing happens."""
@@ -117,17 +134,19 @@ class Rig:
     async def _gateway(self, records: int, seconds: float, publish: Publish) -> tuple[Sample, Heard]:
         pid = self.stack.gateway.pid
         self._audience.expect(records, seconds + 60)
-        before, began = cpu_seconds(pid), time.monotonic()
+        before, written, began = cpu_seconds(pid), write_calls(pid), time.monotonic()
         await publish(records)
         heard = await self._audience.heard(seconds + 90)
         cpu, deliveries = cpu_seconds(pid) - before, records * self.options.clients
+        # An HTTP chunk is a write; over WebSocket the kernel counts them, the few to Redis included.
+        writes = heard.chunks or write_calls(pid) - written or deliveries
         self.lost += deliveries - heard.events + heard.missing + heard.duplicate
         elapsed = time.monotonic() - began
         audience_cpu, self._audience_cpu = heard.cpu - self._audience_cpu, heard.cpu
         return {
             "us": cpu / deliveries * 1e6,
-            "us_a_write": cpu / max(1, heard.chunks) * 1e6,
-            "records_a_write": heard.events / max(1, heard.chunks),
+            "us_a_write": cpu / writes * 1e6,
+            "records_a_write": heard.events / writes,
             "core": cpu / elapsed,
             "audience_core": audience_cpu / elapsed,
             "per_second": heard.events / elapsed,
@@ -150,8 +169,8 @@ class Rig:
         return await self._c_loop(self.options.records, 1_000_000 // self.options.rate)
 
     async def loop_burst(self) -> Sample:
-        """The same bytes as fast as the sockets take them; a tenth as many, that is enough for a number."""
-        return await self._c_loop(max(1, self.options.burst // 10), 0)
+        """The same bytes as fast as the sockets take them."""
+        return await self._c_loop(self.fewer, 0)
 
     async def _c_loop(self, records: int, interval: int) -> Sample:
         self._loop_audience.expect(records, 120)
@@ -183,37 +202,57 @@ def _event(n: int) -> Event:
 
 @asynccontextmanager
 async def _open_rig(options: argparse.Namespace, first: Cores, others: Cores) -> AsyncIterator[Rig]:
-    path = f"/api/v1/streams/{STREAM}/events/stream?last_event_id=$"
+    websocket = options.websocket
+    path = ws_path(STREAM) if websocket else sse_path(STREAM)
     async with AsyncExitStack() as stack:
         folder = await stack.enter_async_context(private_folder())
         served = await stack.enter_async_context(open_stack(gateway_on=first, others_on=others))
         log = await stack.enter_async_context(open_log(served.redis_url))
         await log.append(STREAM, [_event(0)])
         sample = folder / "sample"
-        sample.write_bytes(await _sample(served, path, log))
+        sample.write_bytes(await _sample(served, path, log, websocket=websocket))
         process = await stack.enter_async_context(child([build("writeloop"), sample, "131072"], on=first))
         loop = Loop(process, int((await process.line(5)).split()[1]))
-        listening = audience(served.port, options.clients, path=path, token=served.token, on=others)
-        heard_by = await stack.enter_async_context(listening)
-        listeners = await stack.enter_async_context(
-            audience(loop.port, options.clients, path="/", chain=False, on=others)
+        listening = audience(
+            served.port, options.clients, path=path, token=served.token, websocket=websocket, on=others
         )
+        heard_by = await stack.enter_async_context(listening)
+        listening = audience(loop.port, options.clients, path="/", chain=False, websocket=websocket, on=others)
+        listeners = await stack.enter_async_context(listening)
         yield Rig(options, served, log, sample.stat().st_size, heard_by, loop, listeners)
 
 
-async def _sample(stack: Stack, path: str, log: Log) -> bytes:
-    """The bytes of one delivery, as the gateway writes them: one HTTP chunk with one event."""
+async def _sample(stack: Stack, path: str, log: Log, *, websocket: bool) -> bytes:
+    """The bytes of one delivery, as the gateway writes them: one HTTP chunk with one event, or one frame."""
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {stack.token}\r\n\r\n".encode())
+    writer.write(request(path, stack.token, websocket=websocket))
     async with asyncio.timeout(10):
-        await reader.readuntil(b"stream.open\n")
-        await reader.readuntil(b"\n\n")
-        await reader.readuntil(b"\r\n")
-        await log.append(STREAM, [_event(0)])
-        head = await reader.readuntil(b"\r\n")
-        body = await reader.readexactly(int(head, 16) + 2)
+        if websocket:
+            await reader.readuntil(b"\r\n\r\n")
+            await _frame(reader)  # `open`
+            await log.append(STREAM, [_event(0)])
+            delivery = await _frame(reader)
+        else:
+            await reader.readuntil(b"stream.open\n")
+            await reader.readuntil(b"\n\n")
+            await reader.readuntil(b"\r\n")
+            await log.append(STREAM, [_event(0)])
+            head = await reader.readuntil(b"\r\n")
+            delivery = head + await reader.readexactly(int(head, 16) + 2)
     writer.close()
-    return head + body
+    return delivery
+
+
+async def _frame(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readexactly(2)
+    if head[1] < 126:
+        return head + await reader.readexactly(head[1])
+    head += await reader.readexactly(2)
+    return head + await reader.readexactly(int.from_bytes(head[2:], "big"))
+
+
+def _transport(options: argparse.Namespace) -> str:
+    return "WebSocket" if options.websocket else "SSE"
 
 
 def _report(
@@ -235,6 +274,11 @@ def _report(
         Measure("the audience's own CPU", median(paced["gateway"], "audience_core") * 100, "% of a core"),
         Measure("burst: gateway CPU per record and client", median(burst["gateway"], "us"), "µs"),
         Measure("burst: gateway / C loop, per record", ratio(burst, "gateway", "C loop", "us"), "x", at_most=1.0),
+        *(
+            [Measure("burst: gateway / Nchan, per record", ratio(burst, "gateway", "Nchan", "us"), "x", at_most=1.0)]
+            if "Nchan" in burst
+            else []
+        ),
         Measure("burst: deliveries", median(burst["gateway"], "per_second"), "/s"),
         Measure("publish to client, p50", rig.delays.percentile(50), "ms", note=f"at {options.rate} records/s"),
         Measure("publish to client, p99", rig.delays.percentile(99), "ms"),
@@ -248,7 +292,8 @@ def _report(
         "rounds": options.rounds,
         "bytes a delivery": rig.delivery_bytes,
     }
-    report = Report("fanout", "Fan-out: one stream to many SSE clients through Redis", setting, measures)
+    title = f"Fan-out: one stream to {options.clients:,} {_transport(options)} clients through Redis"
+    report = Report(options.command, title.replace(",", " "), setting, measures)
     report.rounds = {**paced, **{f"{name}, burst": samples for name, samples in burst.items()}}
     report.histograms = {"publish to client": rig.delays}
     if "Nchan" not in paced:

@@ -27,6 +27,7 @@ __all__ = [
     "Measure",
     "Report",
     "Sample",
+    "difference",
     "interleave",
     "machine",
     "median",
@@ -175,6 +176,12 @@ def ratio(samples: Mapping[str, Sequence[Sample]], name: str, other: str, key: s
     """Median over the rounds of `name`'s number divided by `other`'s."""
     pairs = zip(samples[name], samples[other], strict=True)
     return statistics.median(mine[key] / theirs[key] for mine, theirs in pairs)
+
+
+def difference(samples: Mapping[str, Sequence[Sample]], name: str, other: str, key: str) -> float:
+    """Median over the rounds of `name`'s number minus `other`'s."""
+    pairs = zip(samples[name], samples[other], strict=True)
+    return statistics.median(mine[key] - theirs[key] for mine, theirs in pairs)
 
 
 def median(samples: Sequence[Sample], key: str) -> float:

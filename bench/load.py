@@ -1,7 +1,7 @@
 """`load`: many SSE connections with a stream each, events at a fixed rate, everything on the same cores.
 
 The load generator, Redis, the gateway and the audience share the machine. Every event carries the time at which it was
-due, so that what a client waited includes all waiting. `--knee` looks for the highest rate that is still quick.
+due, so that what a client waited includes all waiting.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from bench.generator import stream_of
-from bench.harness import Histogram, Measure, Report, number, say
+from bench.harness import Histogram, Measure, Report, say
 from bench.process import Child, child, cpu_seconds, rss_bytes
 from bench.stack import Audience, Heard, Stack, audience, open_stack, redis_version, sse_path
 
-__all__ = ["Load", "Outcome", "add_arguments", "find_knee", "open_load", "run"]
+__all__ = ["Load", "Outcome", "add_arguments", "open_load", "run"]
 
-KNEE_MS = 100.0
-STEP = 1.25
-HALVINGS = 3
 GRACE_SECONDS = 30.0
 
 
@@ -35,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
     parser.add_argument("--ndjson-seconds", type=float, default=20.0, help="the same over HTTP; 0: none (%(default)g)")
     parser.add_argument("--lines", type=int, default=20, help="events of one NDJSON request (%(default)s)")
-    parser.add_argument("--knee", action="store_true", help=f"look for the highest rate with P99 < {KNEE_MS:.0f} ms")
-    parser.add_argument("--knee-seconds", type=float, default=8.0, help="of one step of the search (%(default)s)")
 
 
 async def run(options: argparse.Namespace) -> Report:
@@ -52,9 +47,6 @@ async def run(options: argparse.Namespace) -> Report:
         async with open_load(served, options.clients) as load:
             say(f"load: {options.clients} clients, {options.rate} events/s for {options.seconds:g} s")
             _add(report, "", await load.run(options.rate, options.seconds), targets=True)
-            if options.knee:
-                knee, delays = await find_knee(lambda rate: load.run(rate, options.knee_seconds), options.rate)
-                report.measures.append(Measure("knee", knee, "events/s", note=f"P99 {number(delays)} ms"))
         if options.ndjson_seconds:
             say(f"load: the same as NDJSON, {options.lines} events a request, {options.ndjson_seconds:g} s")
             async with open_load(served, options.clients, lines=options.lines) as load:
@@ -80,11 +72,6 @@ class Outcome:
     """CPU seconds a second, by process."""
     gateway_rss: int
     load_average: float
-
-    @property
-    def quick(self) -> bool:
-        """Whether all was delivered, nearly all of it in time."""
-        return not self.lost and self.heard.delays.percentile(99) < KNEE_MS
 
 
 class Load:
@@ -137,27 +124,6 @@ async def open_load(served: Stack, clients: int, *, lines: int = 0) -> AsyncIter
         load = Load(served, clients, lines or 1, generator, heard_by)
         await load.run(clients, 1)  # every stream exists, every connection is warm
         yield load
-
-
-async def find_knee(measure: Callable[[float], Awaitable[Outcome]], rate: float) -> tuple[float, float]:
-    """The highest rate that is quick, within a few per cent, and its P99; in growing steps, then by halves."""
-    good, bad, best = 0.0, 0.0, 0.0
-    step = 0
-    while not bad or step < HALVINGS:
-        if good and bad:
-            rate, step = (good + bad) / 2, step + 1
-        outcome = await measure(rate)
-        p99 = outcome.heard.delays.percentile(99)
-        say(f"  {rate:,.0f} events/s: P99 {number(p99)} ms, {outcome.lost} lost, load {outcome.load_average:.1f}")
-        if outcome.quick:
-            good, best = rate, p99
-            rate *= STEP
-        else:
-            bad = rate
-            rate /= STEP
-            if rate < 100:
-                break
-    return good, best
 
 
 def _add(report: Report, prefix: str, outcome: Outcome, *, targets: bool) -> None:

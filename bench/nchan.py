@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from bench.harness import Contender, Sample
+from bench.harness import Sample
 from bench.process import Cores, child, cpu_seconds, private_folder
-from bench.stack import audience
+from bench.stack import Audience, audience
 
-__all__ = ["contender", "module"]
+__all__ = ["Nchan", "module", "open_nchan"]
 
 MODULE_VARIABLE = "BENCH_NCHAN_MODULE"
 """Names the module where it is not in one of nginx's own folders."""
@@ -29,9 +30,9 @@ http {{
   server {{
     listen unix:{folder}/publish.sock;
     listen 127.0.0.1:{port} sndbuf=131072 backlog=4096;
-    location = /publish {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 100; }}
+    location = /publish {{ nchan_publisher; nchan_channel_id bench; nchan_message_buffer_length 20000; }}
     location = /listen {{
-      nchan_subscriber eventsource; nchan_channel_id bench; nchan_subscriber_first_message newest;
+      nchan_subscriber eventsource websocket; nchan_channel_id bench; nchan_subscriber_first_message newest;
     }}
   }}
 }}
@@ -41,6 +42,8 @@ PAYLOAD = (
     b'{"id":"1700000000000-1","prev":"1700000000000-1","stream":"run:fanout","type":"bench.tick",'
     + b'"x":"%b"}' % (b"x" * 230)
 )
+POST = b"POST /publish HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n%b" % (len(PAYLOAD), PAYLOAD)
+PIPELINED = 100
 
 
 def module() -> Path | None:
@@ -51,43 +54,73 @@ def module() -> Path | None:
     return next((Path(path) for path in paths if Path(path).exists()), None)
 
 
+class Nchan:
+    """A running nginx with its audience."""
+
+    def __init__(
+        self, pid: int, pair: tuple[asyncio.StreamReader, asyncio.StreamWriter], clients: int, listeners: Audience
+    ) -> None:
+        self._pid = pid
+        self._reader, self._writer = pair
+        self._clients = clients
+        self._listeners = listeners
+
+    async def paced(self, records: int, rate: int) -> Sample:
+        """One record at a time, at a pace."""
+        return await self._measured(records, _pace(self._reader, self._writer, records, rate), records / rate)
+
+    async def burst(self, records: int) -> Sample:
+        """As many as it takes."""
+        return await self._measured(records, _flood(self._reader, self._writer, records), 60)
+
+    async def _measured(self, records: int, publishing: Coroutine[Any, Any, None], seconds: float) -> Sample:
+        self._listeners.expect(records, seconds + 60)
+        before = cpu_seconds(self._pid)
+        await publishing
+        heard = await self._listeners.heard(seconds + 90)
+        if heard.events != records * self._clients:
+            raise RuntimeError(f"Nchan lost events: {heard.events} of {records * self._clients}")
+        us = (cpu_seconds(self._pid) - before) / heard.events * 1e6
+        return {"us": us, "us_a_write": us}
+
+
 @asynccontextmanager
-async def contender(paced: tuple[int, int], clients: int, on: Cores, others: Cores) -> AsyncIterator[Contender]:
-    """A running nginx with its audience, as something to be measured."""
-    records, rate = paced
+async def open_nchan(clients: int, on: Cores, others: Cores, *, websocket: bool = False) -> AsyncIterator[Nchan]:
+    """Start nginx and connect its audience."""
     binary = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
     port = await _free_port()
     async with private_folder() as folder:
         (folder / "nginx.conf").write_text(CONFIG.format(module=module(), folder=folder, port=port))
         async with child([str(binary), "-p", folder, "-c", folder / "nginx.conf"], on=on) as nginx:
-            reader, writer = await _connected(folder / "publish.sock")
-            async with audience(port, clients, path="/listen", chain=False, on=others) as listeners:
-
-                async def measure() -> Sample:
-                    listeners.expect(records, records / rate + 60)
-                    before = cpu_seconds(nginx.pid)
-                    await _pace(reader, writer, records, rate)
-                    heard = await listeners.heard(records / rate + 90)
-                    if heard.events != records * clients:
-                        raise RuntimeError(f"Nchan lost events: {heard.events} of {records * clients}")
-                    us = (cpu_seconds(nginx.pid) - before) / heard.events * 1e6
-                    return {"us": us, "us_a_write": us}
-
-                yield measure
-            writer.close()
+            pair = await _connected(folder / "publish.sock")
+            listening = audience(port, clients, path="/listen", chain=False, websocket=websocket, on=others)
+            async with listening as listeners:
+                yield Nchan(nginx.pid, pair, clients, listeners)
+            pair[1].close()
 
 
 async def _pace(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, records: int, rate: int) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time()
-    head = f"POST /publish HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(PAYLOAD)}\r\n\r\n".encode()
     for _ in range(records):
-        writer.write(head + PAYLOAD)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(POST)
+        await _answered(reader)
         due += 1 / rate
         await asyncio.sleep(max(0, due - loop.time()))
+
+
+async def _flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, records: int) -> None:
+    for first in range(0, records, PIPELINED):
+        count = min(PIPELINED, records - first)
+        writer.write(POST * count)
+        for _ in range(count):
+            await _answered(reader)
+
+
+async def _answered(reader: asyncio.StreamReader) -> None:
+    answer = await reader.readuntil(b"\r\n\r\n")
+    length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    await reader.readexactly(int(length.partition(b":")[2]))
 
 
 async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -16,7 +16,18 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["Child", "Missing", "build", "child", "cores", "cpu_seconds", "pinned", "private_folder", "rss_bytes"]
+__all__ = [
+    "Child",
+    "Missing",
+    "build",
+    "child",
+    "cores",
+    "cpu_seconds",
+    "pinned",
+    "private_folder",
+    "rss_bytes",
+    "write_calls",
+]
 
 FOLDER = Path(__file__).parent
 Cores: TypeAlias = "set[int] | None"
@@ -77,6 +88,14 @@ def rss_bytes(pid: int) -> int:
     """What a process keeps in memory."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) * 1024
+
+
+def write_calls(pid: int) -> int:
+    """How often a process has written so far, to whatever; 0 where the kernel does not count it."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("syscw:"))
+    return 0
 
 
 class Child:

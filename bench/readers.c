@@ -1,12 +1,16 @@
-/* The audience: n SSE connections read by one epoll loop, every event counted, every id checked.
+/* The audience: n SSE or WebSocket connections read by one epoll loop, every event counted, every id checked.
  *
- * readers PORT CONNECTIONS MODE REQUEST_FILE
+ * readers PORT CONNECTIONS MODE REQUEST_FILE [SO_RCVBUF]
  * The file holds one request or several, each ended by an empty line; connection i sends number i modulo their number.
- * Prints "ready" when each was answered with its first event or comment, or with a WebSocket's 101.
+ * Prints "ready" when each was answered: with its first event or comment; over WebSocket with its first message, in MODE
+ * "count" with the 101.
  * MODE "chain": ids are `<ms>-<seq>`, and in each connection seq has to grow by one; a jump is missing, a step back
- * duplicate. MODE "count": events are counted only. Commands on stdin:
+ * duplicate. MODE "count": events are counted only. Nothing is read between two commands. Commands on stdin:
  *   expect EVENTS SECONDS   wait until every connection has EVENTS more; prints one line of JSON
  *   since EVENTS SECONDS    as expect, but counted and timed from before the first connection was opened
+ *   slow BYTES SECONDS      for so long, read so many bytes a second of every connection; what it brings counts for the
+ *                           `rest` that has to follow; prints nothing
+ *   rest EVENTS SECONDS     as expect, but counted from the beginning of the `slow` before
  *   `short` is how many connections have fewer
  *   end
  * A line that is only a carriage return ends an HTTP chunk: their number is how many writes the server made of it.
@@ -28,15 +32,20 @@
 
 #define BUCKETS 400
 #define PREFIX 320 /* of a line that is split between two reads; enough for the ids and the start of the data */
+enum { LINES, SWITCHING, FRAMES }; /* SSE or the head of an answer; the head of a 101; what follows it */
 struct reader {
     int fd;
     unsigned long seq, events, before;
-    int split;         /* bytes of the line in progress that were kept */
+    int split; /* bytes of the line or message in progress that were kept */
     int ready; /* was answered */
+    int state;
+    int header;          /* bytes of a frame's header so far */
+    unsigned long left;  /* of the frame's payload */
+    unsigned char head[10];
     char kept[PREFIX];
 };
 static struct reader *readers;
-static int connections, chain, ready_count, closed_count;
+static int connections, chain, ready_count, closed_count, receive_buffer;
 static unsigned long events, missing, duplicate, buckets[BUCKETS], reads, chunks;
 static char buffer[1 << 18], *requests, **request;
 static int request_count;
@@ -71,16 +80,21 @@ static void check_id(struct reader *reader, const char *line, size_t length) {
     reader->seq = seq;
 }
 
+static void answered(struct reader *reader) {
+    ready_count += !reader->ready;
+    reader->ready = 1;
+}
+
 /* A line without its line feed. Chunk headers are lines of their own, and mean nothing here. */
 static void take_line(struct reader *reader, const char *line, size_t length) {
     if (!length) return;
-    if (!reader->ready && (line[0] == ':' || !memcmp(line, "event: stream.open", length < 18 ? length : 18) ||
-                           !memcmp(line, "HTTP/1.1 101", length < 12 ? length : 12))) {
-        reader->ready = 1;
-        ready_count++;
-    }
-    if (length == 1 && line[0] == '\r') {
-        chunks++;
+    if (line[0] == ':' || !memcmp(line, "event: stream.open", length < 18 ? length : 18)) answered(reader);
+    if (length > 12 && !memcmp(line, "HTTP/1.1 101", 12)) {
+        reader->state = SWITCHING;
+        if (!chain) answered(reader);
+    } else if (length == 1 && line[0] == '\r') {
+        if (reader->state == SWITCHING) reader->state = FRAMES;
+        else chunks++;
     } else if (length > 4 && !memcmp(line, "id: ", 4)) {
         if (chain) check_id(reader, line, length);
     } else if (length > 6 && !memcmp(line, "data: ", 6)) {
@@ -91,8 +105,57 @@ static void take_line(struct reader *reader, const char *line, size_t length) {
     }
 }
 
+/* A whole message, or as much of it as was kept. */
+static void take_message(struct reader *reader, const char *text, size_t length) {
+    answered(reader);
+    if ((reader->head[0] & 15) != 1 || memmem(text, length < 20 ? length : 20, "\"control\"", 9)) return;
+    if (chain) check_id(reader, text, length);
+    reader->events++;
+    events++;
+    delay(text, length);
+}
+
+/* True when the header is whole: `left` is the payload's length then. A server's frames are not masked. */
+static int take_header(struct reader *reader, unsigned char byte) {
+    reader->head[reader->header++] = byte;
+    if (reader->header < 2) return 0;
+    int size = reader->head[1] & 127, extra = size == 126 ? 2 : size == 127 ? 8 : 0;
+    if (reader->header < 2 + extra) return 0;
+    reader->left = extra ? 0 : size;
+    for (int i = 0; i < extra; i++) reader->left = reader->left << 8 | reader->head[2 + i];
+    return 1;
+}
+
+static void take_frames(struct reader *reader, const char *bytes, size_t left) {
+    while (left) {
+        if (!reader->left) {
+            left--;
+            if (!take_header(reader, *bytes++)) continue;
+            reader->header = reader->split = 0;
+            if (!reader->left) take_message(reader, reader->kept, 0);
+            continue;
+        }
+        size_t part = left < reader->left ? left : reader->left;
+        if (!reader->split && part == reader->left) {
+            take_message(reader, bytes, part);
+        } else {
+            size_t room = PREFIX - reader->split, keep = part < room ? part : room;
+            memcpy(reader->kept + reader->split, bytes, keep);
+            reader->split += keep;
+            if (part == reader->left) take_message(reader, reader->kept, reader->split);
+        }
+        reader->left -= part;
+        bytes += part;
+        left -= part;
+    }
+}
+
 static void take(struct reader *reader, char *bytes, size_t left) {
     while (left) {
+        if (reader->state == FRAMES) {
+            take_frames(reader, bytes, left);
+            return;
+        }
         char *end = memchr(bytes, '\n', left);
         size_t length = end ? (size_t)(end - bytes) : left;
         if (reader->split || !end) {
@@ -131,6 +194,7 @@ static void open_reader(struct reader *reader, int port, int number) {
     ssize_t length = request[number % request_count + 1] - text;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     reader->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (receive_buffer) setsockopt(reader->fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
     if (reader->fd < 0 || connect(reader->fd, (struct sockaddr *)&address, sizeof address)) die("connect");
     if (write(reader->fd, text, length) != length) die("request");
     fcntl(reader->fd, F_SETFL, O_NONBLOCK);
@@ -154,6 +218,17 @@ static void turn(int poller) {
             closed_count++;
         }
     }
+}
+
+/* Readers on a bad line: every tenth of a second a tenth of what they may. */
+static void read_slowly(unsigned long each, double seconds) {
+    const struct timespec pause = {.tv_nsec = 100000000};
+    size_t part = each / 10 < sizeof buffer ? each / 10 : sizeof buffer;
+    for (long long end = now_ns() + (long long)(seconds * 1e9); now_ns() < end; nanosleep(&pause, NULL))
+        for (int i = 0; i < connections; i++) {
+            ssize_t got = read(readers[i].fd, buffer, part);
+            if (got > 0) take(&readers[i], buffer, got);
+        }
 }
 
 static double seconds_of(struct timeval time) { return time.tv_sec + time.tv_usec / 1e6; }
@@ -194,7 +269,8 @@ static void begin(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) return 2;
+    if (argc != 5 && argc != 6) return 2;
+    receive_buffer = argc == 6 ? atoi(argv[5]) : 0;
     connections = atoi(argv[2]);
     chain = !strcmp(argv[3], "chain");
     int poller = epoll_create1(0);
@@ -215,9 +291,10 @@ int main(int argc, char **argv) {
         unsigned long each;
         double seconds;
         if (sscanf(line, "%15s %lu %lf", command, &each, &seconds) != 3) break;
-        int since = !strcmp(command, "since");
-        if (!since) begin();
-        expect(poller, each, seconds, since ? started : now_ns());
+        int since = !strcmp(command, "since"), slow = !strcmp(command, "slow");
+        if (!since && strcmp(command, "rest")) begin();
+        if (slow) read_slowly(each, seconds);
+        else expect(poller, each, seconds, since ? started : now_ns());
     }
     return 0;
 }

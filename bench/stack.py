@@ -29,10 +29,12 @@ __all__ = [
     "Heard",
     "Stack",
     "audience",
+    "metric",
     "open_log",
     "open_stack",
     "redis_calls",
     "redis_version",
+    "request",
     "sse_path",
     "ws_path",
 ]
@@ -126,6 +128,16 @@ async def redis_version() -> str:
     return next((word[2:] for word in said.decode().split() if word.startswith("v=")), "unknown")
 
 
+async def metric(port: int, name: str) -> float:
+    """One of the gateway's own gauges."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        lines = (await reader.read()).decode().splitlines()
+    writer.close()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
 async def redis_calls(url: str) -> dict[str, int]:
     """How often each command was called so far, inside of scripts included."""
     async with Redis.from_url(url) as redis:
@@ -149,7 +161,7 @@ async def _answering(path: Path) -> None:
 
 
 class Audience:
-    """Connected SSE clients, in a process of their own."""
+    """Connected clients, in a process of their own. They read nothing while they are asked nothing."""
 
     def __init__(self, process: Child) -> None:
         self._process = process
@@ -166,6 +178,14 @@ class Audience:
     def expect(self, events: int, seconds: float) -> None:
         """From now on, wait for so many events on every connection, but no longer than `seconds`."""
         self._process.tell(f"expect {events} {seconds}")
+
+    def slow(self, bytes_per_second: int, seconds: float) -> None:
+        """For so long, read so slowly; then `rest` is to be called."""
+        self._process.tell(f"slow {bytes_per_second} {seconds}")
+
+    def rest(self, events: int, seconds: float) -> None:
+        """As `expect`, counted from the beginning of the `slow` before."""
+        self._process.tell(f"rest {events} {seconds}")
 
     async def heard(self, seconds: float) -> Heard:
         """What came."""
@@ -185,7 +205,7 @@ class Heard:
     """Connections that were given fewer than expected."""
     reads: int
     chunks: int
-    """HTTP chunks: as many writes the server made."""
+    """HTTP chunks: as many writes the server made. 0 over WebSocket, where nothing shows it."""
     seconds: float
     cpu: float
     """Of the audience's process, since its start."""
@@ -201,26 +221,36 @@ async def audience(
     token: str = "",
     chain: bool = True,
     websocket: bool = False,
+    receive_buffer: int | None = None,
     on: Cores = None,
 ) -> AsyncIterator[Audience]:
     """Connect clients and wait until each was answered. Of several paths, connection i asks for i modulo their number.
+
+    `receive_buffer` is what the kernel may hold for each of them (SO_RCVBUF).
 
     Raises:
         RuntimeError: not all of them were.
     """
     binary = build("readers")
     async with private_folder() as folder:
-        request = folder / "request"
-        lines = ["Host: 127.0.0.1", *(UPGRADE if websocket else ["Accept: text/event-stream"])]
-        lines += [f"Authorization: Bearer {token}"] if token else []
+        requests = folder / "requests"
         paths = [path] if isinstance(path, str) else path
-        request.write_bytes("".join("\r\n".join([f"GET {one} HTTP/1.1", *lines, "", ""]) for one in paths).encode())
-        argv: list[str | Path] = [binary, str(port), str(connections), "chain" if chain else "count", request]
+        requests.write_bytes(b"".join(request(one, token, websocket=websocket) for one in paths))
+        argv: list[str | Path] = [binary, str(port), str(connections), "chain" if chain else "count", requests]
+        if receive_buffer is not None:
+            argv.append(str(receive_buffer))
         async with child(argv, on=on) as process:
             said = await process.line(90)
             if not said.startswith("ready"):
                 raise RuntimeError(f"clients were not served: {said}")
             yield Audience(process)
+
+
+def request(path: str, token: str = "", *, websocket: bool = False) -> bytes:
+    """What a client sends."""
+    lines = ["Host: 127.0.0.1", *(UPGRADE if websocket else ["Accept: text/event-stream"])]
+    lines += [f"Authorization: Bearer {token}"] if token else []
+    return "\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode()
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
 /* The floor under every fan-out: one process that writes the same bytes to n sockets, and does nothing else.
  *
  * writeloop PAYLOAD_FILE SNDBUF
- * Prints "port <n>". Accepts every connection, reads its request and answers with HEAD. Commands on stdin:
+ * Prints "port <n>". Accepts every connection, reads its request and answers with HEAD, or with SWITCH if it asks for a
+ * WebSocket. Commands on stdin:
  *   run RECORDS INTERVAL_US   write the payload to every socket, RECORDS times; prints "ran <records> <cpu_us>"
  *   end
  * INTERVAL_US 0: as fast as the sockets take it. A full socket is waited for, and the waiting is part of the price.
@@ -24,6 +25,7 @@
 #define LONGEST (1 << 20)
 static const char HEAD[] = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
                            "8\r\n: hello\n\r\n";
+static const char SWITCH[] = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\r\n";
 static int sockets[MOST], connected;
 static char payload[LONGEST], request[65536];
 static ssize_t size;
@@ -59,11 +61,14 @@ static void take(int listening, int sndbuf) {
     if (sndbuf) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &sndbuf, sizeof sndbuf);
     struct pollfd wait = {.fd = fd, .events = POLLIN};
     poll(&wait, 1, 5000);
-    if (read(fd, request, sizeof request) <= 0) {
+    ssize_t got = read(fd, request, sizeof request - 1);
+    if (got <= 0) {
         close(fd);
         return;
     }
-    write_all(fd, HEAD, sizeof HEAD - 1);
+    request[got] = 0;
+    if (strstr(request, "Upgrade: websocket")) write_all(fd, SWITCH, sizeof SWITCH - 1);
+    else write_all(fd, HEAD, sizeof HEAD - 1);
     sockets[connected++] = fd;
 }
 
