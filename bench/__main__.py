@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from bench import fanout, knee, load, memory, publish, resume, slow, storm
+from bench import append, collector, fanout, knee, load, memory, publish, resume, slow, storm
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
@@ -31,11 +31,13 @@ COMMANDS: dict[str, Row] = {
     "fanout-ws-2000": Row(fanout, {"websocket": True, "clients": 2_000, "records": 100, "rate": 25}),
     "slow": Row(slow),
     "publish": Row(publish),
+    "append": Row(append),
     "load": Row(load),
     "knee": Row(knee),
     "storm": Row(storm),
     "resume": Row(resume),
     "memory": Row(memory),
+    "gc": Row(collector),
 }
 EXIT_MISSED = 1
 EXIT_MISSING = 4

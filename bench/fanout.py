@@ -18,18 +18,8 @@ from typing import TypeAlias
 from bench.harness import Contender, Histogram, Measure, Report, Sample, interleave, median, ratio, say
 from bench.nchan import module, open_nchan
 from bench.process import Child, Cores, build, child, cores, cpu_seconds, private_folder, write_calls
-from bench.stack import (
-    Audience,
-    Heard,
-    Stack,
-    audience,
-    open_log,
-    open_stack,
-    redis_version,
-    request,
-    sse_path,
-    ws_path,
-)
+from bench.server import redis_version
+from bench.stack import Audience, Heard, Stack, audience, open_log, open_stack, request, sse_path, ws_path
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 
 from bench.harness import Measure, Report, number, say
 from bench.load import Outcome, open_load
-from bench.stack import open_stack, redis_version
+from bench.server import redis_version
+from bench.stack import open_stack
 
 __all__ = ["add_arguments", "find_knee", "run"]
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from bench.generator import stream_of
 from bench.harness import Histogram, Measure, Report, say
 from bench.process import Child, child, cpu_seconds, rss_bytes
-from bench.stack import Audience, Heard, Stack, audience, open_stack, redis_version, sse_path
+from bench.server import redis_version
+from bench.stack import Audience, Heard, Stack, audience, open_stack, sse_path
 
 __all__ = ["Load", "Outcome", "add_arguments", "open_load", "run"]
 

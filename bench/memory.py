@@ -17,7 +17,8 @@ from contextlib import closing
 from bench.generator import stream_of
 from bench.harness import Contender, Measure, Report, Sample, interleave, median, say
 from bench.process import child, rss_bytes
-from bench.stack import Stack, audience, open_log, open_stack, redis_version, sse_path, ws_path
+from bench.server import redis_version
+from bench.stack import Stack, audience, open_log, open_stack, sse_path, ws_path
 from tailrace.core.event import Event
 
 __all__ = ["add_arguments", "run"]

@@ -13,7 +13,8 @@ import msgspec
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, say
 from bench.process import cores, cpu_seconds, pinned
-from bench.stack import Stack, open_log, open_stack, redis_version
+from bench.server import redis_version
+from bench.stack import Stack, open_log, open_stack
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log

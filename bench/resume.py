@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, say
-from bench.stack import Stack, audience, open_log, open_stack, redis_version, sse_path
+from bench.server import redis_version
+from bench.stack import Stack, audience, open_log, open_stack, sse_path
 from tailrace.client.client import Tailrace
 from tailrace.client.direct import DirectLog
 from tailrace.core.event import Event, Record

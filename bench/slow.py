@@ -15,7 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.harness import Histogram, Measure, Report, Sample, difference, interleave, median, say
 from bench.process import cores, rss_bytes
-from bench.stack import Audience, Heard, Stack, audience, metric, open_log, open_stack, redis_version, sse_path, ws_path
+from bench.server import redis_version
+from bench.stack import Audience, Heard, Stack, audience, metric, open_log, open_stack, sse_path, ws_path
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log

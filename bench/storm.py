@@ -16,7 +16,8 @@ from typing import TypeAlias
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, ratio, say
 from bench.process import cores, cpu_seconds, pinned
-from bench.stack import Stack, audience, open_log, open_stack, redis_calls, redis_version, sse_path
+from bench.server import redis_calls, redis_version
+from bench.stack import Stack, audience, open_log, open_stack, sse_path
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log

@@ -68,6 +68,20 @@ async def test_resume_goes_on_at_the_right_record_anywhere() -> None:
     assert "all of it, SSE" in said
 
 
+async def test_the_number_of_an_append_can_be_left_out_and_what_it_costs_is_said() -> None:
+    said = await run_bench("append", "--events", "200", "--large", "5", "--numbered", "200", "--rounds", "1")
+
+    assert "1000 a call: a call, p99" in said
+    assert "idempotency: the number's cost" in said
+
+
+async def test_the_collector_is_watched_under_load_and_nothing_is_lost() -> None:
+    said = await run_bench("gc", "--clients", "10", "--rate", "200", "--seconds", "0.5", "--rounds", "1")
+
+    assert verdicts(said, "lost, repeated") == ["met"]
+    assert "return, ours: a pause, p99" in said
+
+
 async def test_memory_is_measured_for_every_kind_of_connection() -> None:
     said = await run_bench("memory", "--clients", "20", "--many", "0", "--starts", "1")
 
