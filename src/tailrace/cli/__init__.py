@@ -7,6 +7,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    from tailrace.collector import quick_start
+
+    quick_start()
     from tailrace.cli.app import app
 
     app(prog_name="tailrace")

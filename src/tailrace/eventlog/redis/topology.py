@@ -11,11 +11,10 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
-
 from tailrace.errors import ConfigError, LogUnavailable
 from tailrace.eventlog.redis.connection import Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Address, Endpoint, Mode
+from tailrace.eventlog.redis.slots import SLOTS, key_slot
 
 __all__ = ["Topology", "open_topology"]
 
@@ -260,7 +259,7 @@ class _Cluster(_Asking):
 
     def __init__(self, address: Address) -> None:
         super().__init__(address)
-        self._slots: list[Endpoint | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        self._slots: list[Endpoint | None] = [None] * SLOTS
         self._nodes: tuple[Endpoint, ...] = ()
 
     def slot(self, key: str | bytes) -> int:
@@ -311,7 +310,7 @@ class _Cluster(_Asking):
         raise last
 
     def _learn(self, ranges: Iterable[tuple[int, int, Endpoint]]) -> None:
-        slots: list[Endpoint | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        slots: list[Endpoint | None] = [None] * SLOTS
         nodes: dict[Endpoint, None] = {}
         for first, last, node in ranges:
             slots[first : last + 1] = [node] * (last + 1 - first)
