@@ -221,9 +221,11 @@ class RawHttpProtocol(Lender, HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
-        """A request begins: its head is being read."""
+        """A request begins: its head is being read, perhaps behind another one in the same bytes."""
         super().on_message_begin()
         self._in_head = True
+        if self._head_timer is None:
+            self._await_head()
 
     def on_headers_complete(self) -> None:
         """The head is whole: stop the clock and offer the extension."""

@@ -97,9 +97,15 @@ class RawWebSocketProtocol(Lender, WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def handle_ping(self) -> None:
-        """A ping; one that came in the same bytes as broken framing is not answered."""
-        if not self._failed:
+        """A ping; one that came in the same bytes as broken framing is not answered.
+
+        Nor is one of a client that does not read: the standard asks for the last one's answer only, and a flood of them
+        would fill our memory.
+        """
+        if not self._failed and self.transport.get_write_buffer_size() <= self.unsent_bytes:
             super().handle_ping()
+        else:
+            self.conn.data_to_send()
 
     def handle_close(self, event: Frame) -> None:
         """The client's close frame: nothing may follow our answer to it."""
