@@ -177,3 +177,22 @@ async def test_a_foreign_stream_that_is_deleted_leaves_a_tombstone(bench: Bench)
 
 async def test_ping_answers(log: Log) -> None:
     assert 0 <= await log.ping() < 5
+
+
+async def test_trimming_keeps_the_newest_records_and_a_reader_is_told_what_it_missed(log: Log) -> None:
+    answers = await log.append(RUN, [Event("a", n) for n in range(10)])
+    await log.append(RUN, [Event("a", 10)])
+
+    assert await log.trim(RUN, max_length=3) == 8
+    assert await log.trim(RUN, max_length=3) == 0
+
+    page = await log.read(RUN, answers[1].id)
+    (gap, *_), _ = advance(RUN, start(answers[1].id), page)
+    assert isinstance(gap, Gap)
+    assert (gap.reason, gap.missed) == (GapReason.TRIMMED, 6)
+    assert [record.data for record in page.records] == [b"8", b"9", b"10"]
+
+
+async def test_trimming_what_never_was_removes_nothing(log: Log) -> None:
+    assert await log.trim(RUN, max_length=3) == 0
+    assert await head_of(log, RUN) == MISSING

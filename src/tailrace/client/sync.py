@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from tailrace.client.backend import CALL_SECONDS, Link, Place
 from tailrace.client.client import Tailrace
 from tailrace.client.credentials import Token
+from tailrace.client.engine import Engine, Engines
 from tailrace.client.subscription import Subscription
 from tailrace.core.event import Event, Gap, Item, Record
 from tailrace.core.ids import EntryId
@@ -23,56 +22,6 @@ from tailrace.errors import AlreadyClosed
 from tailrace.eventlog.base import Appended, StreamInfo
 
 __all__ = ["SubscriptionSync", "TailraceSync"]
-
-T = TypeVar("T")
-
-
-class _Engine:
-    """One event loop in a daemon thread, with one client on it. Belongs to one process."""
-
-    def __init__(self, make: Callable[[], Tailrace]) -> None:
-        self.pid = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tailrace", daemon=True)
-        self._thread.start()
-        try:
-            self.client = self.call(self._make(make))
-        except BaseException:
-            self._stop()
-            raise
-
-    @staticmethod
-    async def _make(make: Callable[[], Tailrace]) -> Tailrace:
-        return make()
-
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float | None = None) -> T:
-        """Run a coroutine on the loop and wait for it. An interrupt (Ctrl-C) cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(timeout_seconds)
-        except CancelledError:
-            raise AlreadyClosed("the client was closed") from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self, flush_seconds: float) -> None:
-        """Close the client and end the thread."""
-        try:
-            self.call(self.client.aclose(flush_seconds=flush_seconds))
-        finally:
-            self._stop()
-
-    def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._cancel_all)
-        self._thread.join(5.0)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-    def _cancel_all(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.call_soon(self._loop.stop)
 
 
 class TailraceSync:
@@ -92,14 +41,11 @@ class TailraceSync:
         ssl: Any = None,
         timeout_seconds: float = CALL_SECONDS,
     ) -> None:
-        self._make = lambda: Tailrace(
-            url, token=token, spool=spool, key_prefix=key_prefix, ssl=ssl, timeout_seconds=timeout_seconds
+        self._engines = Engines(
+            lambda: Tailrace(
+                url, token=token, spool=spool, key_prefix=key_prefix, ssl=ssl, timeout_seconds=timeout_seconds
+            )
         )
-        self._lock = threading.Lock()
-        self._abandoned: list[_Engine] = []
-        self._closed = False
-        self._engine: _Engine | None = _Engine(self._make)
-        os.register_at_fork(after_in_child=self._forked)
 
     def publish(
         self,
@@ -113,7 +59,7 @@ class TailraceSync:
         timeout_seconds: float | None = None,
     ) -> Appended:
         """See `Tailrace.publish`."""
-        engine = self._running()
+        engine = self._engines.running()
         return engine.call(
             engine.client.publish(stream, type, data, uid=uid, key=key, actor=actor, timeout_seconds=timeout_seconds)
         )
@@ -122,12 +68,12 @@ class TailraceSync:
         self, stream: str, events: Iterable[Event], *, timeout_seconds: float | None = None
     ) -> list[Appended]:
         """See `Tailrace.publish_many`."""
-        engine = self._running()
+        engine = self._engines.running()
         return engine.call(engine.client.publish_many(stream, list(events), timeout_seconds=timeout_seconds))
 
     def retry(self, receipt: object, *, timeout_seconds: float | None = None) -> list[Appended]:
         """See `Tailrace.retry`."""
-        engine = self._running()
+        engine = self._engines.running()
         return engine.call(engine.client.retry(receipt, timeout_seconds=timeout_seconds))
 
     def emit(
@@ -141,7 +87,7 @@ class TailraceSync:
         actor: str | None = None,
     ) -> bool:
         """See `Tailrace.emit`. It waits for the client's thread to take the event, never for the network."""
-        engine = self._running()
+        engine = self._engines.running()
 
         async def emit() -> bool:
             return engine.client.emit(stream, type, data, uid=uid, key=key, actor=actor)
@@ -150,7 +96,7 @@ class TailraceSync:
 
     def flush(self, timeout_seconds: float | None = None) -> bool:
         """See `Tailrace.flush`."""
-        engine = self._running()
+        engine = self._engines.running()
         return engine.call(engine.client.flush(timeout_seconds))
 
     def subscribe(
@@ -163,7 +109,7 @@ class TailraceSync:
         on_link: Callable[[Link], None] | None = None,
     ) -> SubscriptionSync:
         """See `Tailrace.subscribe`. `on_link` is called in the client's thread."""
-        engine = self._running()
+        engine = self._engines.running()
 
         async def subscribe() -> Subscription:
             return engine.client.subscribe(
@@ -189,7 +135,7 @@ class TailraceSync:
         types: Sequence[str] = (),
     ) -> Iterator[Record | Gap]:
         """See `Tailrace.history`; an iterator that reads page by page."""
-        engine = self._running()
+        engine = self._engines.running()
         history = engine.client.history(
             stream, start=start, end=end, since=since, limit=limit, reverse=reverse, types=types
         )
@@ -203,25 +149,22 @@ class TailraceSync:
 
     def info(self, stream: str) -> StreamInfo:
         """See `Tailrace.info`."""
-        engine = self._running()
+        engine = self._engines.running()
         return engine.call(engine.client.info(stream))
 
     def close_stream(self, stream: str) -> None:
         """See `Tailrace.close_stream`."""
-        engine = self._running()
+        engine = self._engines.running()
         engine.call(engine.client.close_stream(stream))
 
     def delete(self, stream: str) -> bool:
         """See `Tailrace.delete`."""
-        engine = self._running()
+        engine = self._engines.running()
         return engine.call(engine.client.delete(stream))
 
     def close(self, *, flush_seconds: float = 5.0) -> None:
         """See `Tailrace.aclose`."""
-        with self._lock:
-            engine, self._engine, self._closed = self._engine, None, True
-        if engine is not None and engine.pid == os.getpid():
-            engine.close(flush_seconds)
+        self._engines.close(lambda client: client.aclose(flush_seconds=flush_seconds))
 
     def __enter__(self) -> TailraceSync:
         return self
@@ -231,29 +174,11 @@ class TailraceSync:
     ) -> None:
         self.close()
 
-    def _running(self) -> _Engine:
-        with self._lock:
-            if self._closed:
-                raise AlreadyClosed("the client was closed")
-            if self._engine is None:
-                self._engine = _Engine(self._make)
-            return self._engine
-
-    def _forked(self) -> None:
-        """In the child the loop's thread is gone, and its sockets are the parent's: keep them untouched, begin anew.
-
-        The old engine is kept, so that nothing of it is finalized: closing its selector would disturb the parent.
-        """
-        self._lock = threading.Lock()
-        if self._engine is not None:
-            self._abandoned.append(self._engine)
-            self._engine = None
-
 
 class SubscriptionSync:
     """See `Subscription`: iterate it; one thread at a time."""
 
-    def __init__(self, engine: _Engine, subscription: Subscription) -> None:
+    def __init__(self, engine: Engine[Tailrace], subscription: Subscription) -> None:
         self._engine = engine
         self._subscription = subscription
 

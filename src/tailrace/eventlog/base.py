@@ -117,6 +117,12 @@ class Log(Protocol):
     async def expire(self, stream: StreamName, seconds: float | None) -> bool:
         """Let a stream expire in `seconds` (None: never). False: it was not there."""
 
+    async def trim(self, stream: StreamName, *, max_length: int) -> int:
+        """Keep the newest `max_length` records, and what the slowest durable group needs. Return how many were removed.
+
+        Readers that had not come so far are told gap(trimmed).
+        """
+
     def open_tail(self, listener: TailListener) -> Tail:
         """Make the live end of this log for one hub; run it with `Tail.run`."""
 

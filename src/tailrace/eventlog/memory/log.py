@@ -202,6 +202,13 @@ class MemoryLog:
         state.expires = state.dies_at = None if seconds is None else self._clock() + seconds
         return True
 
+    async def trim(self, stream: StreamName, *, max_length: int) -> int:
+        """Keep the newest records."""
+        entries = self._find(stream).entries or []
+        removed = max(0, len(entries) - max(0, max_length))
+        del entries[:removed]
+        return removed
+
     def open_tail(self, listener: TailListener) -> MemoryTail:
         """Make a live end."""
         return MemoryTail(self._tails, self._head, listener)

@@ -265,6 +265,10 @@ class RedisLog:
         life = "" if seconds is None else round(seconds * 1000)
         return bool(await self._manage("expire", stream, life, TOMBSTONE_MS))
 
+    async def trim(self, stream: StreamName, *, max_length: int) -> int:
+        """Keep the newest records."""
+        return int(await self._run("trim", stream, max(0, max_length)))
+
     # -- the rest ---------------------------------------------------------------------------------------------------
 
     def open_tail(self, listener: TailListener) -> Tail:

@@ -41,7 +41,7 @@ def _read(name: str) -> Script:
 
 
 # Read at import: a file must not be opened in the event loop.
-_NAMES = ("append", "changed", "close", "delete", "describe", "expire", "read", "tips")
+_NAMES = ("append", "changed", "close", "delete", "describe", "expire", "read", "tips", "trim")
 _SCRIPTS = {name: _read(name) for name in _NAMES}
 
 

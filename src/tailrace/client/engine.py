@@ -1,0 +1,107 @@
+"""An event loop in a thread, for code without one: what the sync clients stand on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, Generic, TypeVar
+
+from tailrace.errors import AlreadyClosed
+
+__all__ = ["Engine", "Engines"]
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class Engine(Generic[C]):
+    """One event loop in a daemon thread, with one client on it. Belongs to one process."""
+
+    def __init__(self, make: Callable[[], C]) -> None:
+        self.pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tailrace", daemon=True)
+        self._thread.start()
+        try:
+            self.client: C = self.call(self._make(make))
+        except BaseException:
+            self._stop()
+            raise
+
+    @staticmethod
+    async def _make(make: Callable[[], C]) -> C:
+        return make()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float | None = None) -> T:
+        """Run a coroutine on the loop and wait for it. An interrupt (Ctrl-C) cancels it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_seconds)
+        except CancelledError:
+            raise AlreadyClosed("the client was closed") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run what closes the client, and end the thread."""
+        try:
+            self.call(closing)
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._cancel_all)
+        self._thread.join(5.0)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    def _cancel_all(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.call_soon(self._loop.stop)
+
+
+class Engines(Generic[C]):
+    """The engine of this process: made anew in a child that was forked from one that had it."""
+
+    def __init__(self, make: Callable[[], C]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._abandoned: list[Engine[C]] = []
+        self._closed = False
+        self._engine: Engine[C] | None = Engine(make)
+        os.register_at_fork(after_in_child=self._forked)
+
+    def running(self) -> Engine[C]:
+        """The engine.
+
+        Raises:
+            AlreadyClosed: it was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise AlreadyClosed("the client was closed")
+            if self._engine is None:
+                self._engine = Engine(self._make)
+            return self._engine
+
+    def close(self, closing: Callable[[C], Coroutine[Any, Any, None]]) -> None:
+        """Close the client and end its thread. A second time it does nothing."""
+        with self._lock:
+            engine, self._engine, self._closed = self._engine, None, True
+        if engine is not None and engine.pid == os.getpid():
+            engine.close(closing(engine.client))
+
+    def _forked(self) -> None:
+        """In the child the loop's thread is gone, and its sockets are the parent's: keep them untouched, begin anew.
+
+        The old engine is kept, so that nothing of it is finalized: closing its selector would disturb the parent.
+        """
+        self._lock = threading.Lock()
+        if self._engine is not None:
+            self._abandoned.append(self._engine)
+            self._engine = None

@@ -1,0 +1,1 @@
+"""Workflow events, on old Pub/Sub channels, on streams, or on both."""
