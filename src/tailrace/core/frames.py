@@ -34,6 +34,7 @@ __all__ = [
     "degraded_payload",
     "envelope",
     "gap_payload",
+    "mode_payload",
     "open_payload",
     "position_of",
     "raw",
@@ -189,13 +190,19 @@ def control_payload(item: Gap | Ended | Degraded) -> bytes:
     return degraded_payload(item)
 
 
-def open_payload(cursors: Mapping[StreamName, EntryId], heads: Mapping[StreamName, EntryId]) -> bytes:
+def open_payload(cursors: Mapping[StreamName, EntryId], heads: Mapping[StreamName, EntryId], **more: Any) -> bytes:
     """The first thing on every connection: where the reader is in each stream, and where each stream ends now."""
     streams = {
         stream: {"cursor": str(cursor), "head": str(heads[stream]) if stream in heads else None}
         for stream, cursor in cursors.items()
     }
-    return _json({"control": "open", "protocol": PROTOCOL_VERSION, "streams": streams})
+    return _json({"control": "open", "protocol": PROTOCOL_VERSION, "streams": streams, **more})
+
+
+def mode_payload(stream: StreamName, mode: str, *, resumable: bool, reason: str, cursor: EntryId | None) -> bytes:
+    """From here on the reader is given its messages in another way (PROTOCOL.md §7.7)."""
+    at = {} if cursor is None else {"cursor": str(cursor)}
+    return _json({"control": "mode", "stream": stream, "mode": mode, "resumable": resumable, "reason": reason, **at})
 
 
 def gap_payload(gap: Gap) -> bytes:

@@ -78,7 +78,8 @@ class Subscription:
         """How often a lane left the live set because the sink was full."""
         self._hub = hub
         self._lanes: dict[StreamName, Lane] = {}
-        self._stays_open = stays_open
+        self.stays_open = stays_open
+        """Whether it goes on when the last stream has ended; others may be added."""
         self._closing: CloseCode | None = None
         self._abandoned = False
         self._woken: asyncio.Future[None] | None = None
@@ -169,7 +170,7 @@ class Subscription:
                 lane = next((lane for lane in self._lanes.values() if not lane.live), None)
                 if lane is not None:
                     await self._step(lane)
-                elif not self._lanes and not self._stays_open:
+                elif not self._lanes and not self.stays_open:
                     self.close(CloseCode.ENDED)
                 else:
                     await self._wait_woken()

@@ -94,7 +94,7 @@ class Socket:
 
     async def _start(self, send: Send, form: Form) -> None:
         """Send the first message, and the others from now on by what the server offers."""
-        first = frames.open_payload(self._subscription.cursors, self._subscription.heads).decode()
+        first = self._first().decode()
         if self._offer is not None:
             self._offer.expect(first)
         await send({"type": "websocket.send", "text": first})
@@ -107,6 +107,10 @@ class Socket:
         self._subscription.sink = self._sink
         if self._hub.degraded:
             self._sink.say(frames.degraded_payload(Degraded(active=True)))
+
+    def _first(self) -> bytes:
+        """The first message."""
+        return frames.open_payload(self._subscription.cursors, self._subscription.heads)
 
     async def _live(self, receive: Receive, send: Send) -> CloseCode | None:
         """Feed the client until something ends, then close. Return the code; None: the client left."""

@@ -35,7 +35,8 @@ class Ear:
 
 @asynccontextmanager
 async def listening(server: RedisServer, prefix: str, *patterns: str) -> AsyncIterator[Ear]:
-    ear = Ear(Channels(server.url), prefix, patterns)
+    # A pattern is allowed only where the login's rights name that very pattern.
+    ear = Ear(Channels(server.admin_url if patterns else server.url), prefix, patterns)
     task = asyncio.create_task(ear.listener.run())
     try:
         yield ear
@@ -109,7 +110,7 @@ async def test_a_connection_that_stays_open_but_says_nothing_is_found_out(
 
 
 async def test_a_channel_that_the_login_may_not_hear_is_an_error(start_redis: StartRedis, key_prefix: str) -> None:
-    server = await start_redis()
+    server = await start_redis(limited=False)
     await server.cli("ACL", "SETUSER", "default", "resetchannels", f"&{key_prefix}*")
     async with listening(server, key_prefix) as ear:
         await ear.wait_up()
@@ -124,7 +125,7 @@ async def test_a_defect_of_who_listens_ends_the_listener(redis70: RedisServer, k
     def fail(channel: bytes, message: bytes) -> None:
         raise ZeroDivisionError
 
-    channels = Channels(redis70.url)
+    channels = Channels(redis70.admin_url)
     listener = Listener(channels, prefix=key_prefix, on_message=fail, on_link=lambda up: None, patterns=["x*"])
     task = asyncio.create_task(listener.run())
     await eventually(lambda: listener.up, 60)

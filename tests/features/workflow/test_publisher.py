@@ -196,7 +196,7 @@ async def test_an_event_over_the_limit_is_refused_and_told_to_nobody(
 async def test_a_publish_that_the_old_channel_refuses_is_stored_and_counted(
     start_redis: StartRedis, make: MakePublisher
 ) -> None:
-    server = await start_redis()
+    server = await start_redis(limited=False)
     dual = make(server.url, mode=Mode.DUAL)
     await server.cli("ACL", "SETUSER", "default", "resetchannels", f"&{dual.channel('x').split('old')[0]}workflow*")
 

@@ -133,6 +133,8 @@ class Listener:
         self._probe_back = 0
         self._news = asyncio.Event()
         self._defect: BaseException | None = None
+        self._refusal = False
+        """Whether a refusal was logged, and nothing went well since."""
 
     async def run(self) -> None:
         """Keep the connection up until cancelled. Raises what `on_message` raised."""
@@ -141,7 +143,7 @@ class Listener:
             try:
                 await self._hold(pause)
             except LogUnavailable as exc:
-                log.info("channels cannot be heard", extra={"error": str(exc)})
+                log.debug("channels cannot be heard", extra={"error": str(exc)})
                 self._fail_waiting(exc)
             finally:
                 self._drop()
@@ -155,14 +157,12 @@ class Listener:
         Raises:
             LogUnavailable: not acknowledged in time; it is not wanted any more.
         """
+        self.want(channel)
         name = channel.encode()
-        if name in self._acknowledged and name in self._wanted:
+        if name in self._acknowledged:
             return
-        if name not in self._wanted:
-            self._wanted[name] = None
-            self._post(b"SUBSCRIBE", [name])
         waiting = self._waiting.get(name)
-        if waiting is None or waiting.done():
+        if waiting is None:
             waiting = self._waiting[name] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(seconds):
@@ -170,6 +170,16 @@ class Listener:
         except TimeoutError:
             self.unsubscribe(channel)
             raise LogTimeout("the channel was not acknowledged in time") from None
+        except LogUnavailable:
+            self.unsubscribe(channel)
+            raise
+
+    def want(self, channel: str) -> None:
+        """Hear a channel as soon as that can be."""
+        name = channel.encode()
+        if name not in self._wanted:
+            self._wanted[name] = None
+            self._post(b"SUBSCRIBE", [name])
 
     def unsubscribe(self, channel: str) -> None:
         """Hear a channel no more."""
@@ -187,7 +197,7 @@ class Listener:
         self._push = push
         await self._subscribe_all(push)
         await self._prove(push, 1)
-        self.up = True
+        self.up, self._refusal = True, False
         self._on_link(True)
         pause.reset()
         number = 1
@@ -279,15 +289,16 @@ class Listener:
 
     def _refused(self, error: Any) -> None:
         code = error.code if isinstance(error, ReplyError) else "ERR"
-        log.warning("a channel was refused", extra={"error": code})
+        if not self._refusal:
+            log.warning("a channel was refused", extra={"error": code})
+        self._refusal = True
         self._fail_waiting(LogRefused(f"the channel was refused: {code}"))
         if self._push is not None:
             self._push.abort()
 
     def _fail_waiting(self, error: LogUnavailable) -> None:
         waiting, self._waiting = self._waiting, {}
-        for name, future in waiting.items():
-            self._wanted.pop(name, None)
+        for future in waiting.values():
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # whoever waited may be gone

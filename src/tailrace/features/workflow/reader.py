@@ -1,0 +1,239 @@
+"""One viewer of one workflow: which way its messages come, and how it goes from one to the other.
+
+    STREAMS ── roll-back ──► TO_CHANNEL ──► CHANNEL ── rollout ──► TO_STREAM ──► STREAMS
+    STREAMS ── the log is away too long ──► AWAY ── it is back ──► BACK ──► STREAMS
+
+Rules of this file
+1. It is the sink of its subscription: records come by `write`, messages of the old channel by `heard`, time by `tick`.
+2. A switch has three steps: note what is told (for `GRACE_SECONDS`), have both ways, leave the first when settled.
+   While both ways hold every event nothing is lost or repeated by it; merge.py says what is otherwise.
+3. The viewer is told where its messages come from: in the first message, and before the first one of a new way that has
+   no ids, or after the last one without.
+4. On the channel nothing waits for a viewer: one that leaves too much unread is closed (4001), as one that is slow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol
+
+from tailrace.core import frames
+from tailrace.core.codec import encode
+from tailrace.core.cursor import Special
+from tailrace.core.event import Degraded, Record
+from tailrace.core.frames import WsForm
+from tailrace.core.names import StreamName
+from tailrace.errors import LogError, TooLarge
+from tailrace.features.workflow.merge import GRACE_SECONDS, Merge, Way
+from tailrace.features.workflow.message import event_of
+from tailrace.hub.block import Block
+from tailrace.hub.subscription import Subscription
+
+if TYPE_CHECKING:
+    from tailrace.transports.ws_sink import WsSink
+
+__all__ = ["Board", "Reader", "State", "key_of"]
+
+_NOTHING = Block(None, ())
+
+
+class State(StrEnum):
+    """Where a reader's messages come from."""
+
+    STREAMS = "streams"
+    TO_CHANNEL = "to-channel"
+    CHANNEL = "channel"
+    TO_STREAM = "to-stream"
+    AWAY = "away"
+    """The log does not answer; the channel is heard instead, as far as there is one."""
+    BACK = "back"
+
+
+class Board(Protocol):
+    """What a reader needs of the process it is in."""
+
+    fallback_seconds: float
+
+    def reads_stream(self, stream: StreamName) -> bool:
+        """Whether this stream's viewers read the log now."""
+
+    def join(self, reader: Reader) -> None:
+        """Hear the reader's channel as soon as that can be."""
+
+    def leave(self, reader: Reader) -> None:
+        """The reader does not hear its channel any more."""
+
+    def away_since(self) -> float | None:
+        """Since when the log does not answer; None: it does."""
+
+
+class Reader:
+    """See the rules above."""
+
+    def __init__(
+        self, board: Board, stream: StreamName, channel: str, subscription: Subscription, form: WsForm
+    ) -> None:
+        self.stream = stream
+        self.channel = channel
+        self.state = State.STREAMS if board.reads_stream(stream) else State.CHANNEL
+        self.sink: WsSink
+        self._board = board
+        self._subscription = subscription
+        self._form = form
+        self._merge: Merge | None = None
+        self._ready_at = 0.0
+        """When a switch may be over at the earliest."""
+        self._now = asyncio.get_running_loop().time
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the messages that come now have ids to come back with."""
+        return self.state in (State.STREAMS, State.TO_CHANNEL, State.BACK)
+
+    @property
+    def mode(self) -> str:
+        """The way, as the viewer is told it."""
+        return "streams" if self.resumable else "pubsub"
+
+    def begin(self, sink: WsSink) -> None:
+        """The first message was sent: from now on the sink takes more."""
+        self.sink = sink
+        self._subscription.stays_open = self.state is not State.STREAMS
+        self._subscription.sink = self
+
+    # -- the log (Sink) -----------------------------------------------------------------------------------------------
+
+    def write(self, block: Block) -> bool:
+        """See `Sink`."""
+        if self._merge is None:
+            if self.state is State.CHANNEL and block.stream is None:
+                return True  # how the log is does not matter here; the channel's own link is told
+            return self.sink.write(block)
+        if not self.sink.write(_NOTHING):
+            return False
+        now = self._now()
+        for cell in block.cells:
+            item = cell.item
+            if isinstance(item, Record):
+                self._say(self._merge.record(_digest(item.data), self._form.item(item), now))
+            else:
+                self.sink.say(frames.control_payload(item))
+        asyncio.get_running_loop().call_soon(self._finish)
+        return True
+
+    async def wait_writable(self) -> None:
+        """See `Sink`."""
+        await self.sink.wait_writable()
+
+    # -- the channel --------------------------------------------------------------------------------------------------
+
+    def heard(self, text: bytes, key: bytes) -> None:
+        """A message of the channel; `key` is what `key_of` says, or empty while nobody needs it."""
+        if self._merge is not None:
+            self._say(self._merge.message(key, text, self._now()))
+            self._finish()
+        elif self.state is State.CHANNEL:
+            self.sink.say(text)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether `heard` compares messages now."""
+        return self._merge is not None
+
+    def link(self, up: bool) -> None:
+        """The channel's connection was lost, or is back; what was published meanwhile is lost to this viewer."""
+        if self.state is State.CHANNEL:
+            self.sink.say(frames.degraded_payload(Degraded(active=not up)))
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> bool:
+        """A moment passed. Answer whether a switch is to begin: then `switch` has to be run."""
+        now = self._now()
+        away = self._board.away_since()
+        if self._merge is not None:
+            self._say(self._merge.overdue(now))
+            if self.state is State.AWAY and away is None:
+                self._come_back(now)
+            elif self.state is State.AWAY and not self._board.reads_stream(self.stream):
+                self._settle_on_channel()
+            self._finish()
+            return False
+        if self.state is State.STREAMS and away is not None and now - away >= self._board.fallback_seconds:
+            self._fall_back()
+            return False
+        return self._board.reads_stream(self.stream) is not (self.state is State.STREAMS)
+
+    async def switch(self) -> None:
+        """Begin to go the other way, after a rollout or a roll-back."""
+        to_stream = self.state is State.CHANNEL
+        self._merge = Merge(Way.CHANNEL if to_stream else Way.STREAM)
+        self.state = State.TO_STREAM if to_stream else State.TO_CHANNEL
+        self._ready_at = float("inf")
+        await asyncio.sleep(GRACE_SECONDS)
+        if to_stream:
+            try:
+                await self._subscription.add(self.stream, Special.NOW)
+            except LogError:
+                self.state, self._merge = State.CHANNEL, None  # a later tick tries again
+                return
+        else:
+            self._subscription.stays_open = True
+            self._board.join(self)
+        self._ready_at = self._now() + GRACE_SECONDS
+
+    def _fall_back(self) -> None:
+        self.state = State.AWAY
+        self._merge = Merge(Way.CHANNEL)
+        self._tell("log_unavailable")
+        self._board.join(self)
+
+    def _come_back(self, now: float) -> None:
+        assert self._merge is not None  # noqa: S101 - AWAY has one
+        self.state = State.BACK
+        self._say(self._merge.follow(Way.STREAM, now))
+        self._ready_at = now + GRACE_SECONDS
+
+    def _finish(self) -> None:
+        """End a switch if it may end now."""
+        merge, now = self._merge, self._now()
+        if merge is None or self.state is State.AWAY or now < self._ready_at or not merge.settled(now):
+            return
+        if self.state is State.TO_CHANNEL:
+            self._settle_on_channel()
+            self._tell("rollout")
+            return
+        reason = "log_available" if self.state is State.BACK else "rollout"
+        self.state, self._merge = State.STREAMS, None
+        self._subscription.stays_open = False
+        self._board.leave(self)
+        self._tell(reason)
+        self._subscription.wake()
+
+    def _settle_on_channel(self) -> None:
+        self.state, self._merge = State.CHANNEL, None
+        self._subscription.stays_open = True
+        self._subscription.remove(self.stream)
+
+    def _tell(self, reason: str) -> None:
+        cursor = self._subscription.cursors.get(self.stream) if self.resumable else None
+        payload = frames.mode_payload(self.stream, self.mode, resumable=self.resumable, reason=reason, cursor=cursor)
+        self.sink.say(payload)
+
+    def _say(self, told: list[bytes]) -> None:
+        for frame in told:
+            self.sink.say(frame)
+
+
+def key_of(text: bytes) -> bytes:
+    """What a message and its record have in common."""
+    try:
+        return _digest(encode(event_of(text).data, max_bytes=1 << 30))
+    except TooLarge:
+        return _digest(text)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
