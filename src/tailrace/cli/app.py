@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tailrace.cli import bench, dev, doctor, execute, info, publish, serve, tail, token
+from tailrace.cli import bench, dev, doctor, execute, info, publish, rollout, serve, tail, token
 from tailrace.cli.console import guarded
 from tailrace.cli.exits import TABLE
 
@@ -69,4 +69,5 @@ app.command("tail", rich_help_panel=_STREAMS)(guarded(tail.tail))
 app.command("info", rich_help_panel=_STREAMS)(guarded(info.info))
 app.command("token", rich_help_panel=_OPERATE)(guarded(token.token))
 app.command("doctor", rich_help_panel=_OPERATE)(guarded(doctor.doctor))
+app.add_typer(rollout.app, name="rollout", rich_help_panel=_OPERATE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_OPERATE)

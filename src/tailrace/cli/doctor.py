@@ -16,7 +16,7 @@ from tailrace.errors import ConfigError, TailraceError
 if TYPE_CHECKING:
     from tailrace.eventlog.checks import Finding
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "embedded_url"]
 
 
 def doctor(
@@ -62,7 +62,7 @@ async def _look(redis_url: str | None, settings: Any, url: str | None, token: st
 
     findings: list[Finding] = []
     if redis_url is None:
-        redis_url = _embedded_url()
+        redis_url = embedded_url()
     if redis_url is not None:
         findings += await run_checks(
             redis_url, key_prefix=settings.key_prefix, streams_enabled=settings.redis_stream_enabled
@@ -110,7 +110,7 @@ async def _gateway(url: str, token: str | None) -> list[Finding]:
     return findings
 
 
-def _embedded_url() -> str | None:
+def embedded_url() -> str | None:
     """The Redis of a `tailrace dev` that runs around here."""
     folder = data_folder()
     if folder is None:

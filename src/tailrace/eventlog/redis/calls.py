@@ -109,6 +109,20 @@ class Calls:
                 raise last
             await asyncio.sleep(PAUSE_SECONDS)
 
+    async def knows(self, key: str, *words: Arg) -> bool:
+        """Whether the server knows a command at all; one that it refuses for another reason it knows.
+
+        Raises:
+            LogUnavailable: no answer in time.
+        """
+        try:
+            await self.call(key, *words)
+        except LogUnavailable as exc:
+            if isinstance(exc.__cause__, ReplyError):
+                return "unknown command" not in exc.__cause__.message.lower()
+            raise
+        return True
+
     async def _connection(self, endpoint: Endpoint, deadline: float) -> Connection:
         lock = self._opening.setdefault(endpoint, asyncio.Lock())
         async with lock:
