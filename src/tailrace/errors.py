@@ -5,10 +5,11 @@ TailraceError                     code (stable) · status · close_code · retry
 │   ├─ ConfigError · AlreadyClosed · WouldBlock
 ├─ RequestError                   the client did; safe to show
 │   ├─ Malformed 400 · InvalidStream 400 · InvalidCursor 400
-│   ├─ Unauthorized 401 · Forbidden 403 · NotFound 404
-│   ├─ Conflict 409: StreamClosed · Fenced · SequenceMismatch · IdempotencyConflict
-│   ├─ CursorExpired 410 (only for a reader that asked for strict; otherwise a Gap is yielded)
+│   ├─ Unauthorized 401 · Forbidden 403 · NotFound 404: RunNotFound
+│   ├─ Conflict 409: StreamClosed · Fenced · SequenceMismatch · IdempotencyConflict · RunEnded
+│   ├─ CursorExpired 410 (only for a reader that asked for strict; otherwise a Gap is yielded) · RunExpired 410
 │   └─ TooLarge 413 · UnsupportedMedia 415 · RequestTimeout 408 · RateLimited 429 (.retry_after)
+├─ DatabaseUnavailable 503        SQL does not answer; not stored unless it says so
 └─ LogError                       the store
     ├─ LogUnavailable 503         not stored; retryable
     │   ├─ LogTimeout 503         nothing was sent within the deadline
@@ -30,6 +31,7 @@ __all__ = [
     "Conflict",
     "CorruptRecord",
     "CursorExpired",
+    "DatabaseUnavailable",
     "Fenced",
     "Forbidden",
     "IdempotencyConflict",
@@ -45,6 +47,9 @@ __all__ = [
     "RateLimited",
     "RequestError",
     "RequestTimeout",
+    "RunEnded",
+    "RunExpired",
+    "RunNotFound",
     "SequenceMismatch",
     "StreamClosed",
     "TailraceError",
@@ -149,6 +154,12 @@ class NotFound(RequestError):
     close_code = CloseCode.NOT_FOUND
 
 
+class RunNotFound(NotFound):
+    """There is no such run."""
+
+    code = "RUN_NOT_FOUND"
+
+
 class Conflict(RequestError):
     """The request does not fit the stream's state."""
 
@@ -180,10 +191,24 @@ class IdempotencyConflict(Conflict):
     code = "IDEMPOTENCY_CONFLICT"
 
 
+class RunEnded(Conflict):
+    """The run ended in another way before (`data["run_status"]`), and ended runs do not change."""
+
+    code = "RUN_ENDED"
+
+
 class CursorExpired(RequestError):
     """A strict reader's cursor is no longer in the stream (`data["oldest"]`)."""
 
     code = "CURSOR_EXPIRED"
+    status = 410
+    close_code = CloseCode.EXPIRED
+
+
+class RunExpired(RequestError):
+    """The run is finished and its events are gone."""
+
+    code = "RUN_EXPIRED"
     status = 410
     close_code = CloseCode.EXPIRED
 
@@ -216,6 +241,19 @@ class RateLimited(RequestError):
     code = "RATE_LIMITED"
     status = 429
     close_code = CloseCode.LIMITED
+    retryable = True
+
+    def __init__(self, detail: str = "", *, retry_after: float = 1.0, **data: Any) -> None:
+        super().__init__(detail, **data)
+        self.retry_after = retry_after
+
+
+class DatabaseUnavailable(TailraceError):
+    """The SQL database does not answer. Nothing was stored unless `data["perhaps"]` is set."""
+
+    code = "DATABASE_UNAVAILABLE"
+    status = 503
+    close_code = CloseCode.INTERNAL
     retryable = True
 
     def __init__(self, detail: str = "", *, retry_after: float = 1.0, **data: Any) -> None:

@@ -14,7 +14,7 @@ from tailrace.errors import LogUnavailable, RequestError, TailraceError
 __all__ = ["error_of", "retry_after_of"]
 
 _STANDARD = frozenset({"type", "title", "status", "detail", "instance", "code", "retry_after"})
-_WITH_RETRY_AFTER = (errors.RateLimited, errors.LogUnavailable, errors.OutcomeUnknown)
+_WITH_RETRY_AFTER = (errors.RateLimited, errors.LogUnavailable, errors.OutcomeUnknown, errors.DatabaseUnavailable)
 
 
 def _by_code() -> dict[str, type[TailraceError]]:

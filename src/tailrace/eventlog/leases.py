@@ -15,6 +15,8 @@ from typing import Protocol
 
 import msgspec
 
+from tailrace.eventlog.run_leases import MemoryRunLeases, RunLeases
+
 __all__ = ["Admission", "LeaseStore", "MemoryLeases", "Seat", "TokenClaim", "TokenHold", "Verdict"]
 
 SEAT_SECONDS = 30.0
@@ -74,6 +76,9 @@ class LeaseStore(Protocol):
     All calls may raise `LogUnavailable`.
     """
 
+    runs: RunLeases
+    """The leases of runs' producers."""
+
     async def admit(self, seat: Seat, *, limit: int, evict: bool) -> Admission:
         """Take a seat in a group of at most `limit`, the oldest one's when it is full and `evict`."""
 
@@ -123,6 +128,7 @@ class MemoryLeases:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self.runs: RunLeases = MemoryRunLeases(clock=clock)
         self._groups: dict[str, dict[str, _Taken]] = {}
         self._barred: dict[tuple[str, str], float] = {}
         self._evicted: dict[str, float] = {}

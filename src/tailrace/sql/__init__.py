@@ -1,1 +1,1 @@
-"""What must outlive the log: engine, models, migrations."""
+"""What must outlive the log: a database behind owned tasks, its tables, its migrations."""

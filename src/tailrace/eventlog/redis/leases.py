@@ -5,7 +5,8 @@
     <prefix>short:{<hash>}      string: a short token, by the hash of its text
     <prefix>revoked             zset: what was revoked, and when
 
-Each call is idempotent, so one that was cut off is sent again, within its deadline (calls.py).
+Each call is idempotent, so one that was cut off is sent again, within its deadline (calls.py). The leases of runs:
+run_leases.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from tailrace.eventlog.leases import (
     Verdict,
 )
 from tailrace.eventlog.redis.calls import Calls, load_script
+from tailrace.eventlog.redis.run_leases import RedisRunLeases
 from tailrace.eventlog.redis.topology import Topology, open_topology
+from tailrace.eventlog.run_leases import RunLeases
 
 __all__ = ["RedisLeases"]
 
@@ -41,6 +44,7 @@ class RedisLeases:
         opened = open_topology(topology) if isinstance(topology, str) else topology
         self._prefix = prefix
         self._calls = Calls(opened, name="tailrace-leases", what="the store of leases")
+        self.runs: RunLeases = RedisRunLeases(self._calls, prefix=prefix)
 
     async def aclose(self) -> None:
         """Give the connections back."""

@@ -1,23 +1,17 @@
-"""Settings: `TAILRACE_*` variables win over a TOML file, which wins over the defaults below.
-
-Units are in the names. Values are checked once, here; a `Settings` never changes afterwards.
-"""
+"""Every setting, and where it is read from."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from msgspec import structs
 from pydantic import (
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -33,54 +27,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from tailrace.config.types import Algorithm, Count, CountOrOff, KindSettings, Seconds, Words, comma_separated
 from tailrace.core.kinds import DEFAULT_KINDS, Kinds, Start, StreamKind
 from tailrace.core.names import StreamName
 from tailrace.errors import ConfigError, InvalidStream
 
-__all__ = ["KindSettings", "Settings", "load_settings", "settings_table", "unknown_variables"]
+__all__ = ["PREFIX", "Settings", "load_settings"]
 
 PREFIX = "TAILRACE_"
 MIN_SECRET_BYTES = 32
 _HMAC = frozenset({"HS256", "HS384", "HS512"})
-
-Algorithm = Literal[
-    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
-]
-
-
-def _comma_separated(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-CountOrOff = Annotated[int, Field(ge=0)]
-
-
-class KindSettings(BaseModel):
-    """The `[kinds.<name>]` tables: how one kind of stream differs from the default policy."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-
-    start: Start | None = None
-    """Where a reader without a cursor begins: `first` or `now`."""
-    max_length: Count | None = None
-    """At least this many records are kept."""
-    max_age_seconds: Seconds | None = None
-    """Records older than this may be trimmed."""
-    idle_ttl_seconds: Seconds | None = None
-    """The stream expires when nothing was appended for this long."""
-    closed_ttl_seconds: Seconds | None = None
-    """The stream expires this long after it was closed."""
-    max_event_bytes: Count | None = None
-    """Limit of one event's minified data."""
-    format: Literal["envelope", "raw"] | None = None
-    """What a reader gets that does not say."""
-    key_template: str | None = None
-    """Redis key with `{prefix}`, `{kind}` and `{name}`."""
 
 
 class Settings(BaseSettings):
@@ -121,7 +77,10 @@ class Settings(BaseSettings):
     database_url: Annotated[
         SecretStr | None, Field(validation_alias=AliasChoices("TAILRACE_DATABASE_URL", "DATABASE_URL"))
     ] = None
-    """SQL database of the features that need one."""
+    """SQL database of the features that need one: `sqlite:///…`, `postgresql://…`, `mysql://…`; empty: a SQLite file in
+    `data_dir`."""
+    database_timeout_seconds: Seconds = 5.0
+    """Deadline of one piece of work in the database; longer is answered 503."""
     key_prefix: str = "tailrace:"
     """First part of every Redis key; may be empty."""
     delivery: Literal["push", "xread"] = "push"
@@ -153,7 +112,7 @@ class Settings(BaseSettings):
     """JSON Web Key Set on disk; read again when it changes."""
     jwt_jwks_url: str | None = None
     """JSON Web Key Set by HTTPS (HTTP on loopback only)."""
-    jwt_algorithms: Annotated[tuple[Algorithm, ...], NoDecode, BeforeValidator(_comma_separated)] = ()
+    jwt_algorithms: Annotated[tuple[Algorithm, ...], NoDecode, BeforeValidator(comma_separated)] = ()
     """Accepted algorithms; empty: what fits the key. HMAC and public-key algorithms are never mixed."""
     jwt_issuer: str | None = None
     """Required `iss`."""
@@ -227,6 +186,12 @@ class Settings(BaseSettings):
     """Window over which clients are sent away at shutdown."""
     run_ttl_seconds: Seconds = 86_400.0
     """Streams of kind `run` expire this long after they were closed."""
+    run_ttl_seconds_by_kind: dict[str, Seconds] = {}
+    """The same for single kinds of run, e.g. `{"report": 604800}`."""
+    runs_enabled: bool = True
+    """Whether there are runs: their routes, and the workers that end what was lost."""
+    run_lease_seconds: Annotated[float, Field(ge=1, le=3_600, allow_inf_nan=False)] = 15.0
+    """A claimed run whose producer was silent for this long is `lost`."""
     kinds: dict[str, KindSettings] = {}
     """Stream kinds, as `[kinds.<name>]` tables."""
 
@@ -369,32 +334,3 @@ def load_settings(**overrides: Any) -> Settings:
         raise ConfigError(f"the settings file cannot be read: {exc}") from None
     finally:
         _FILE.reset(found)
-
-
-def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """The `TAILRACE_*` variables that name no setting: most likely typing errors, worth a warning."""
-    known = {f"{PREFIX}CONFIG"} | {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    return sorted(name for name in environ if name.startswith(PREFIX) and name.upper() not in known)
-
-
-def settings_table() -> str:
-    """Every setting as a Markdown table, for the documentation."""
-    lines = ["| Variable | TOML | Default | What |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        variable = f"`{PREFIX}{name.upper()}`" if name != "kinds" else ""
-        if isinstance(field.validation_alias, AliasChoices):
-            variable = ", ".join(f"`{choice}`" for choice in field.validation_alias.choices)
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
-        choices = get_args(field.annotation)
-        if choices and all(isinstance(choice, str) for choice in choices):
-            text += " One of " + ", ".join(f"`{choice}`" for choice in choices) + "."
-        lines.append(f"| {variable} | `{name}` | {_default(field.default)} | {text} |")
-    return "\n".join(lines) + "\n"
-
-
-def _default(value: object) -> str:
-    if value is None or value in ((), {}):
-        return ""
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value:g}`" if isinstance(value, float) and value < 1e6 else f"`{value}`"

@@ -1,0 +1,1 @@
+"""Alembic's environment (`env.py`) and its steps (`versions/`); `sql/migrate.py` runs them."""
