@@ -89,11 +89,14 @@ class Backend(Protocol):
     batch_events: int
     """How many events one append may carry."""
 
-    async def append(self, stream: StreamName, events: Sequence[Event], *, seconds: float) -> list[Appended]:
+    async def append(
+        self, stream: StreamName, events: Sequence[Event], *, seconds: float, owner_epoch: int | None = None
+    ) -> list[Appended]:
         """Append events, all or none; try until `seconds` are over.
 
         Raises:
             LogUnavailable: nothing was stored. OutcomeUnknown: perhaps; `retry(error.receipt)` settles it.
+            Fenced: a producer with a larger epoch has taken the stream.
         """
 
     async def retry(self, receipt: object, *, seconds: float) -> list[Appended]:

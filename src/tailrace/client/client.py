@@ -25,6 +25,7 @@ from tailrace.client.history import History
 from tailrace.client.subscription import Subscription
 from tailrace.core.event import Event
 from tailrace.core.ids import ZERO, EntryId
+from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.errors import AlreadyClosed, ConfigError, TailraceError, UsageError
 from tailrace.eventlog.base import Appended, StreamInfo
@@ -50,6 +51,7 @@ class Tailrace:
             `TAILRACE_KEY_PREFIX`, else `tailrace:`.
         ssl: an `ssl.SSLContext` for `https://`; without: the system's certificates.
         timeout_seconds: how long a call is tried when nothing else is said.
+        kinds: policies of stream kinds, as the gateway's, for the URL of a Redis.
 
     Belongs to one event loop. Use it as a context manager, or call `aclose`.
     """
@@ -63,12 +65,15 @@ class Tailrace:
         key_prefix: str | None = None,
         ssl: Any = None,
         timeout_seconds: float = CALL_SECONDS,
+        kinds: Kinds | None = None,
     ) -> None:
         url = url or os.environ.get("TAILRACE_URL")
         if not url:
             raise ConfigError("no address: give one, or set TAILRACE_URL")
-        self._backend = open_backend(url, os.environ.get("TAILRACE_TOKEN") if token is None else token, key_prefix, ssl)
-        self._backend.call_seconds = timeout_seconds
+        token = os.environ.get("TAILRACE_TOKEN") if token is None else token
+        self.backend: Backend = open_backend(url, token, key_prefix, ssl, kinds)
+        """The way to the log."""
+        self.backend.call_seconds = timeout_seconds
         self._spool = Path(spool) if spool is not None else None
         self._target = target_of(url)
         self._emitting: Emitting | None = None
@@ -79,7 +84,7 @@ class Tailrace:
     def on(cls, backend: Backend, *, spool: Path | None = None) -> Tailrace:
         """A client of a backend that exists already; closes it with itself."""
         client = cls.__new__(cls)
-        client._backend = backend
+        client.backend = backend
         client._spool = spool
         client._target = "here"
         client._emitting = None
@@ -112,7 +117,7 @@ class Tailrace:
         self._check_open()
         seconds = self._seconds(timeout_seconds)
         name = StreamName.parse(stream)
-        return (await self._backend.append(name, (Event(type, data, uid, key, actor),), seconds=seconds))[0]
+        return (await self.backend.append(name, (Event(type, data, uid, key, actor),), seconds=seconds))[0]
 
     async def publish_many(
         self, stream: str, events: Iterable[Event], *, timeout_seconds: float | None = None
@@ -129,9 +134,9 @@ class Tailrace:
         # All are checked before the first is sent.
         checked = [checked_event(event) for event in events]
         done: list[Appended] = []
-        for batch in _batches(checked, self._backend.batch_events):
+        for batch in _batches(checked, self.backend.batch_events):
             try:
-                done += await self._backend.append(name, batch, seconds=self._seconds(timeout_seconds))
+                done += await self.backend.append(name, batch, seconds=self._seconds(timeout_seconds))
             except TailraceError as exc:
                 exc.data["appended"] = len(done)
                 raise
@@ -143,7 +148,7 @@ class Tailrace:
         Raises: as `publish`.
         """
         self._check_open()
-        return await self._backend.retry(receipt, seconds=self._seconds(timeout_seconds))
+        return await self.backend.retry(receipt, seconds=self._seconds(timeout_seconds))
 
     def emit(
         self,
@@ -175,7 +180,7 @@ class Tailrace:
         if self._emitting is None:
             from tailrace.client.emitting import Emitting
 
-            self._emitting = Emitting(self._backend, self._spool, self._target)
+            self._emitting = Emitting(self.backend, self._spool, self._target)
         return self._emitting
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -209,7 +214,7 @@ class Tailrace:
             raise UsageError("name at least one stream")
         resume = resume_of(since, list(dict.fromkeys(names)))
         options = FollowOptions(heartbeat_seconds=heartbeat_seconds, on_link=on_link)
-        source = self._backend.follow(resume, options, give_up_seconds)
+        source = self.backend.follow(resume, options, give_up_seconds)
         subscription = Subscription(
             source, resume, notices=notices, on_close=lambda: self._subscriptions.discard(subscription)
         )
@@ -248,7 +253,7 @@ class Tailrace:
             reverse=reverse,
             types=tuple(types),
         )
-        return History(self._backend, StreamName.parse(stream), query, limit)
+        return History(self.backend, StreamName.parse(stream), query, limit)
 
     # -- streams -------------------------------------------------------------------------------------------
 
@@ -259,7 +264,7 @@ class Tailrace:
             NotFound: there is no such stream.
         """
         self._check_open()
-        return await self._backend.info(StreamName.parse(stream))
+        return await self.backend.info(StreamName.parse(stream))
 
     async def close_stream(self, stream: str) -> None:
         """End a stream: readers get the rest and `Ended`; nothing can be appended any more.
@@ -268,12 +273,12 @@ class Tailrace:
             NotFound: there is no such stream.
         """
         self._check_open()
-        await self._backend.close(StreamName.parse(stream))
+        await self.backend.close(StreamName.parse(stream))
 
     async def delete(self, stream: str) -> bool:
         """Delete a stream. False: it was not there."""
         self._check_open()
-        return await self._backend.delete(StreamName.parse(stream))
+        return await self.backend.delete(StreamName.parse(stream))
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -291,7 +296,7 @@ class Tailrace:
             if self._emitting is not None:
                 await self._emitting.aclose(flush_seconds)
         finally:
-            await asyncio.shield(self._backend.aclose())
+            await asyncio.shield(self.backend.aclose())
 
     async def __aenter__(self) -> Tailrace:
         return self
@@ -302,7 +307,7 @@ class Tailrace:
         await self.aclose()
 
     def _seconds(self, given: float | None) -> float:
-        return self._backend.call_seconds if given is None else given
+        return self.backend.call_seconds if given is None else given
 
     def _check_open(self) -> None:
         if self._closed:
@@ -315,7 +320,9 @@ def target_of(url: str) -> str:
     return f"{scheme.lower()}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
 
 
-def open_backend(url: str, token: Token | None, key_prefix: str | None = None, ssl: Any = None) -> Backend:
+def open_backend(
+    url: str, token: Token | None, key_prefix: str | None = None, ssl: Any = None, kinds: Kinds | None = None
+) -> Backend:
     """The way to the log at a URL."""
     scheme = url.partition("://")[0].lower()
     if scheme in ("http", "https"):
@@ -324,7 +331,8 @@ def open_backend(url: str, token: Token | None, key_prefix: str | None = None, s
         return RemoteLog(url, token, ssl=ssl)
     from tailrace.client.direct import DirectLog
 
-    return DirectLog.at(url, os.environ.get("TAILRACE_KEY_PREFIX", "tailrace:") if key_prefix is None else key_prefix)
+    prefix = os.environ.get("TAILRACE_KEY_PREFIX", "tailrace:") if key_prefix is None else key_prefix
+    return DirectLog.at(url, prefix, kinds)
 
 
 def _batches(events: Sequence[Event], most: int) -> Iterable[list[Event]]:

@@ -43,9 +43,9 @@ class DirectLog:
         self._opening = asyncio.Lock()
 
     @classmethod
-    def at(cls, url: str, key_prefix: str) -> DirectLog:
+    def at(cls, url: str, key_prefix: str, given: Kinds | None = None) -> DirectLog:
         """On the Redis at a URL."""
-        kinds = Kinds()
+        kinds = given or Kinds()
 
         async def open_log() -> Log:
             from tailrace.eventlog.redis.log import RedisLog
@@ -63,13 +63,16 @@ class DirectLog:
 
         return cls(given, kinds or Kinds(), closes=False)
 
-    async def append(self, stream: StreamName, events: Sequence[Event], *, seconds: float) -> list[Appended]:
+    async def append(
+        self, stream: StreamName, events: Sequence[Event], *, seconds: float, owner_epoch: int | None = None
+    ) -> list[Appended]:
         """See `Backend`. What was surely not stored is tried again; so is, by its receipt, what perhaps was."""
         log = self._log or await self.log()
         try:
-            return await log.append(stream, events)
+            return await log.append(stream, events, owner_epoch=owner_epoch)
         except (LogUnavailable, OutcomeUnknown) as exc:
-            return await _settle(exc, seconds, lambda: log.append(stream, events), log.retry)
+            append = partial(log.append, stream, events, owner_epoch=owner_epoch)
+            return await _settle(exc, seconds, append, log.retry)
 
     async def retry(self, receipt: object, *, seconds: float) -> list[Appended]:
         """See `Backend`."""

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -81,6 +82,9 @@ class Delivery:
         self._empty = asyncio.Event()
         self._empty.set()
         self._hurry = False
+        self.settled = 0
+        """How many entries were stored or refused for good."""
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._attempt = 0
         self._most = BATCH_EVENTS
         if spool.pending:
@@ -95,6 +99,13 @@ class Delivery:
         """Wait until everything is settled. New entries are not held back any more."""
         self._hurry = True
         await self._empty.wait()
+
+    async def wait_settled(self, count: int) -> None:
+        """Wait until the first `count` entries are settled, whatever comes behind them."""
+        if self.settled < count:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((count, future))
+            await future
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -116,7 +127,8 @@ class Delivery:
             if batch[0].closes:
                 await self._close(batch[0].stream)
             else:
-                await self._backend.append(batch[0].stream, [entry.event() for entry in batch], seconds=ATTEMPT_SECONDS)
+                events = [entry.event() for entry in batch]
+                await self._backend.append(batch[0].stream, events, seconds=ATTEMPT_SECONDS, owner_epoch=batch[0].e)
         except (Unauthorized, Forbidden) as exc:
             self._trouble(exc)
             return REFUSED_TOKEN_SECONDS
@@ -148,6 +160,10 @@ class Delivery:
 
     async def _settled(self, count: int) -> None:
         await self._call(lambda: self._spool.done(count))
+        self.settled += count
+        for _, future in (each for each in self._waiting if each[0] <= self.settled and not each[1].done()):
+            future.set_result(None)
+        self._waiting = [each for each in self._waiting if not each[1].done()]
         self._most = min(BATCH_EVENTS, self._most * 2)
         if self._attempt:
             self._attempt = 0
@@ -164,7 +180,10 @@ class Delivery:
 
 
 class Emitting:
-    """What `Tailrace.emit` needs: an inbox that never waits, a spool behind it, and its delivery."""
+    """What `Tailrace.emit` needs: an inbox that never waits, a spool behind it, and its delivery.
+
+    `emit` may be called from any thread, everything else from the loop it was made on.
+    """
 
     def __init__(self, backend: Backend, folder: Path | None, target: str) -> None:
         self._backend = backend
@@ -172,10 +191,16 @@ class Emitting:
         self._target = target
         self._uid_prefix = secrets.token_hex(8)
         self._count = 0
+        self._taken = 0
+        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._inbox: list[Entry] = []
         self._inbox_bytes = 0
         self._full = False
-        self._skipped: dict[StreamName, int] = {}
+        self._skipped: dict[tuple[StreamName, int | None], int] = {}
+        self.refused = 0
+        """How many events found no room so far."""
         self._arrived = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -183,7 +208,7 @@ class Emitting:
         self._spools: list[Spool] = []
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
 
-    def emit(self, stream: StreamName, event: Event) -> bool:
+    def emit(self, stream: StreamName, event: Event, owner_epoch: int | None = None) -> bool:
         """Take an event. False: there is no room; it is counted, and the count is announced in its stream.
 
         Raises:
@@ -191,26 +216,37 @@ class Emitting:
         """
         if self._task.done():
             raise UsageError("events are not delivered any more; see the log") from self._ended()
-        size = len(event.data) + OVERHEAD_BYTES
-        if self._full or self._inbox_bytes + size > INBOX_BYTES:
+        with self._lock:
+            taken = self._offer(stream, event, owner_epoch)
+        if taken:
+            if threading.get_ident() == self._thread:
+                self._arrived.set()
+            else:
+                self._loop.call_soon_threadsafe(self._arrived.set)
+        return taken
+
+    def _offer(self, stream: StreamName, event: Event, owner_epoch: int | None) -> bool:
+        place = (stream, owner_epoch)
+        if self._full or self._inbox_bytes + len(event.data) + OVERHEAD_BYTES > INBOX_BYTES:
             if not self._skipped:
                 log.error("the spool is full: events are skipped, and counted", extra={"stream": stream})
-            self._skipped[stream] = self._skipped.get(stream, 0) + 1
+            self._skipped[place] = self._skipped.get(place, 0) + 1
+            self.refused += 1
             return False
-        skipped = self._skipped.pop(stream, 0)
+        skipped = self._skipped.pop(place, 0)
         if skipped:
-            self._take(stream, _announcement(skipped))
-        self._take(stream, event)
+            self._take(stream, _announcement(skipped), owner_epoch)
+        self._take(stream, event, owner_epoch)
         return True
 
-    def _take(self, stream: StreamName, event: Event) -> None:
+    def _take(self, stream: StreamName, event: Event, owner_epoch: int | None) -> None:
         if event.uid is None:
             self._count += 1
             event = replace(event, uid=f"{self._uid_prefix}-{self._count}")
-        self._inbox.append(Entry.of(stream, event))
+        self._inbox.append(Entry.of(stream, event, owner_epoch))
         self._inbox_bytes += len(event.data) + OVERHEAD_BYTES
+        self._taken += 1
         self._quiet.clear()
-        self._arrived.set()
 
     async def flush(self, timeout_seconds: float | None) -> bool:
         """Wait until everything emitted is settled."""
@@ -222,6 +258,20 @@ class Emitting:
         except TimeoutError:
             return False
         return not self._task.done()
+
+    async def wait_settled(self, stream: StreamName, owner_epoch: int | None = None) -> bool:
+        """Wait until what was emitted to one stream so far is settled, whatever others emit. False: it never will be.
+
+        What did not fit is told in the stream first.
+        """
+        while True:
+            skipped = (stream, owner_epoch) in self._skipped
+            if skipped or not self._deliveries:
+                await self._until_ended(self._quiet.wait())
+            if self._deliveries:
+                await self._until_ended(self._deliveries[0].wait_settled(self._taken))
+            if not skipped or self._task.done():
+                return not self._task.done()
 
     async def aclose(self, flush_seconds: float) -> None:
         """Deliver for a while, then stop; a file keeps the rest."""
@@ -257,17 +307,20 @@ class Emitting:
             while True:
                 await self._arrived.wait()
                 self._arrived.clear()
-                await self._store(spool)
-                mine.wake()
-                for stream, count in self._skipped.items():
-                    self._take(stream, _announcement(count))
-                self._skipped.clear()
-                if not self._inbox:
-                    self._quiet.set()
+                await self._store(spool, mine)
+                with self._lock:
+                    for (stream, epoch), count in self._skipped.items():
+                        self._take(stream, _announcement(count), epoch)
+                    self._skipped.clear()
+                    if not self._inbox:
+                        self._quiet.set()
+                    else:
+                        self._arrived.set()
 
-    async def _store(self, spool: Spool) -> None:
+    async def _store(self, spool: Spool, delivery: Delivery) -> None:
         """Move the inbox into the spool, when that has room; until then nothing more is taken in."""
-        entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
+        with self._lock:
+            entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
         while entries:
             try:
                 part = entries[:STORE_ENTRIES]
@@ -276,6 +329,8 @@ class Emitting:
                 else:
                     spool.put(part)
                 del entries[: len(part)]
+                # At once: what is behind may find no room before something was delivered.
+                delivery.wake()
             except WouldBlock:
                 self._full = True
                 await asyncio.sleep(FULL_SECONDS)

@@ -57,6 +57,7 @@ _RETRIED_STATUS = frozenset({502, 504})
 class _Receipt(msgspec.Struct, frozen=True):
     stream: StreamName
     events: tuple[Event, ...]
+    owner_epoch: int | None = None
 
 
 class RemoteLog:
@@ -78,25 +79,28 @@ class RemoteLog:
         self._uid_count += 1
         return f"{self._uid_prefix}-{self._uid_count}"
 
-    async def append(self, stream: StreamName, events: Sequence[Event], *, seconds: float) -> list[Appended]:
-        """See `Backend`. An event without a uid is given one, so that it can be sent again."""
+    async def append(
+        self, stream: StreamName, events: Sequence[Event], *, seconds: float, owner_epoch: int | None = None
+    ) -> list[Appended]:
+        """See `Backend`. An event without a uid is given one, so that it can be sent again. Only runs have epochs."""
         named = [
             each if each.uid is not None else replace(each, uid=self._next_uid()) for each in map(checked_event, events)
         ]
-        return await self._append(stream, named, seconds)
+        return await self._append(_Receipt(stream, tuple(named), owner_epoch), seconds)
 
     async def retry(self, receipt: object, *, seconds: float) -> list[Appended]:
         """See `Backend`."""
         if not isinstance(receipt, _Receipt):
             raise UsageError("not a receipt of this client")
-        return await self._append(receipt.stream, receipt.events, seconds)
+        return await self._append(receipt, seconds)
 
-    async def _append(self, stream: StreamName, events: Sequence[Event], seconds: float) -> list[Appended]:
-        body = encode_events(events)
+    async def _append(self, receipt: _Receipt, seconds: float) -> list[Appended]:
+        events = receipt.events
         try:
-            answer = await self._call("POST", f"/streams/{_path(stream)}/events", body=body, seconds=seconds)
+            path = _append_path(receipt.stream, receipt.owner_epoch)
+            answer = await self._call("POST", path, body=encode_events(events), seconds=seconds)
         except OutcomeUnknown as exc:
-            exc.receipt = _Receipt(stream, tuple(events))
+            exc.receipt = receipt
             raise
         try:
             answers = _ANSWERS.decode(answer).events
@@ -222,6 +226,15 @@ def _given_up(error: TailraceError, perhaps: bool) -> TailraceError:
     if perhaps and not isinstance(error, OutcomeUnknown):
         return OutcomeUnknown(f"perhaps done: {error.detail}", **error.data)
     return error
+
+
+def _append_path(stream: StreamName, owner_epoch: int | None) -> str:
+    if owner_epoch is None:
+        return f"/streams/{_path(stream)}/events"
+    kind, _, name = stream.partition(":")
+    if kind != "run":
+        raise UsageError("over HTTP only runs have owners with an epoch")
+    return f"/runs/{quote(name, safe='@~')}/events?epoch={owner_epoch}"
 
 
 def _path(stream: StreamName) -> str:

@@ -53,11 +53,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """uid"""
     k: str | None = None
     a: str | None = None
+    e: int | None = None
+    """owner's epoch"""
 
     @classmethod
-    def of(cls, stream: StreamName, event: Event) -> Entry:
+    def of(cls, stream: StreamName, event: Event, owner_epoch: int | None = None) -> Entry:
         """An event to append; its data is `Json`."""
-        return cls(str(stream), event.type, msgspec.Raw(event.data), event.uid, event.key, event.actor)
+        return cls(str(stream), event.type, msgspec.Raw(event.data), event.uid, event.key, event.actor, owner_epoch)
 
     @property
     def stream(self) -> StreamName:
@@ -357,17 +359,21 @@ def orphans(folder: Path, target: str) -> Iterator[SpoolFile]:
 
 
 def _batch(entries: Iterator[Entry], most: int) -> list[Entry]:
-    """Entries of one stream that may leave together; a close leaves alone."""
+    """Entries of one stream and epoch that may leave together; a close leaves alone."""
     batch: list[Entry] = []
     size = 0
     for entry in entries:
         size += len(entry.d)
-        if batch and (entry.s != batch[0].s or entry.closes or len(batch) >= most or size > BATCH_BYTES):
+        if batch and (len(batch) >= most or size > BATCH_BYTES or entry.closes or not _together(batch[0], entry)):
             break
         batch.append(entry)
         if entry.closes:
             break
     return batch
+
+
+def _together(first: Entry, entry: Entry) -> bool:
+    return first.s == entry.s and first.e == entry.e
 
 
 def _lines_of(entries: Sequence[Entry]) -> bytes:

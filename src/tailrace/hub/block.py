@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Protocol
 
+from tailrace.core.compact import compact
 from tailrace.core.conflate import conflate
 from tailrace.core.event import Item
 from tailrace.core.names import StreamName
@@ -78,6 +79,14 @@ class Block:
         if len(kept) == len(self.cells):
             return self
         return Block(self.stream, [cell for cell in self.cells if id(cell.item) in kept])
+
+    def compacted(self) -> Block:
+        """The block for a reader that wants many pieces of text as one record; itself if there are none."""
+        items = compact(self.items)
+        if len(items) == len(self.cells):
+            return self
+        shared = {id(cell.item): cell for cell in self.cells}
+        return Block(self.stream, [shared.get(id(item)) or Cell(item) for item in items])
 
     def encode(self, form: Form) -> bytes:
         """The whole block as it is written, encoded on first use."""

@@ -140,6 +140,7 @@ class Hub:
         *,
         stays_open: bool = False,
         conflate: bool = False,
+        compact: bool = False,
     ) -> Subscription:
         """Make a subscription that is ready to `run`: every stream is watched and its starting position is known.
 
@@ -148,11 +149,12 @@ class Hub:
             sink: who is given the blocks.
             stays_open: do not end when the last stream ended; others may be added.
             conflate: while the reader lags, give it only the latest record per key.
+            compact: while the reader is behind, give it pieces of text that follow each other as one record.
 
         Raises:
             LogUnavailable: the log did not answer; nothing is left behind.
         """
-        subscription = Subscription(self, sink, stays_open=stays_open, conflate=conflate)
+        subscription = Subscription(self, sink, stays_open=stays_open, conflate=conflate, compact=compact)
         self._subscriptions[subscription] = None
         try:
             if len(resume) == 1:

@@ -71,9 +71,12 @@ class Lane:
 class Subscription:
     """See the rules above. Made by `Hub.open`."""
 
-    def __init__(self, hub: Hub, sink: Sink, *, stays_open: bool = False, conflate: bool = False) -> None:
+    def __init__(
+        self, hub: Hub, sink: Sink, *, stays_open: bool = False, conflate: bool = False, compact: bool = False
+    ) -> None:
         self.sink = sink
         self._conflate = conflate
+        self._compact = compact
         self.left_live = 0
         """How often a lane left the live set because the sink was full."""
         self._hub = hub
@@ -242,6 +245,7 @@ class Subscription:
     async def _offer(self, lane: Lane, stretch: Stretch) -> None:
         """Hand a stretch to the sink, waiting for it as long as the sink says."""
         block = stretch.block.conflated() if self._conflate else stretch.block
+        block = block.compacted() if self._compact else block
         while not self.sink.write(block):
             await self._until(self.sink.wait_writable())
             if self._closing is not None or self._lanes.get(lane.stream) is not lane:

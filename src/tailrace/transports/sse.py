@@ -65,7 +65,7 @@ async def open_sse(
         LogUnavailable: the log did not answer.
     """
     waiting: Sink = _Waiting()
-    subscription = await hub.open(resume, waiting, conflate=options.conflate)
+    subscription = await hub.open(resume, waiting, conflate=options.conflate, compact=options.compact)
     return SseResponse(hub, subscription, options, pulse, guards)
 
 

@@ -27,6 +27,8 @@ class SseOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Whether records carry `event:`; without it an EventSource gives them to `onmessage`."""
     conflate: bool = False
     """Whether a reader that lags wants only the latest record per key."""
+    compact: bool = False
+    """Whether a reader that is behind wants pieces of text that follow each other as one record."""
     retry_seconds: tuple[float, float] = (1.0, 3.0)
     """The range the client's reconnection delay is drawn from."""
     stuck_seconds: float = 30.0

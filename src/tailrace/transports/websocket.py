@@ -200,9 +200,11 @@ class StreamSocket(Socket):
         *,
         format: str = "envelope",  # noqa: A002 - the word of the wire
         conflate: bool = False,
+        compact: bool = False,
     ) -> None:
         super().__init__(hub, pulse, options)
         self._conflate = conflate
+        self._compact = compact
         self._stream = stream
         self._resume = resume
         self._form = frames.WsForm(format=format)
@@ -214,7 +216,8 @@ class StreamSocket(Socket):
         if not await self._accept(scope, receive, send, subprotocol):
             return None
         try:
-            self._adopt(await self._hub.open({self._stream: self._resume}, Nowhere(), conflate=self._conflate))
+            resume = {self._stream: self._resume}
+            self._adopt(await self._hub.open(resume, Nowhere(), conflate=self._conflate, compact=self._compact))
         except LogError as error:
             await refuse(send, error, retry_after=self._retry_after, seconds=self._options.closing_seconds)
             return error.close_code

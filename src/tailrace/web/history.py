@@ -13,8 +13,10 @@ import heapq
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from tailrace.core.chain import advance, start
+from tailrace.core.compact import Compactor
 from tailrace.core.cursor import Resume, Since, Special, format_cursor
 from tailrace.core.event import Gap, GapReason, Item, Record, StreamState
 from tailrace.core.frames import envelope, gap_payload
@@ -42,6 +44,8 @@ class HistoryQuery(msgspec.Struct, frozen=True, kw_only=True):
     newest_first: bool = False
     types: frozenset[str] | None = None
     max_bytes: int = 4_194_304
+    compact: bool = False
+    """Give pieces of text that follow each other as one record (PROTOCOL.md §5.8). Not from the newest down."""
 
 
 class HistoryPage(msgspec.Struct):
@@ -116,11 +120,43 @@ async def read_history(event_log: Log, stream: StreamName, query: HistoryQuery) 
     """
     if query.newest_first:
         return await _read_back(event_log, stream, query)
+    if query.compact:
+        return await _read_compact(event_log, stream, query)
     if query.start is not None:
         return await _read_range(event_log, stream, query, query.start)
     if isinstance(query.since, Since):
         return await _read_range(event_log, stream, query, EntryId(query.since.ms, 0))
     return await _read_since(event_log, stream, query)
+
+
+async def _read_compact(event_log: Log, stream: StreamName, query: HistoryQuery) -> HistoryPage:
+    """The same records, counted after compaction: a page of 100 may stand for many thousands."""
+    page, compactor, size = HistoryPage(), Compactor(), 0
+    ask = replace(query, compact=False, limit=SCAN)
+    while True:
+        read = await read_history(event_log, stream, ask)
+        page.state = read.state
+        for record in read.records:
+            size += len(record.data)
+            taken = len(page.records) + compactor.pending
+            if taken and (taken >= query.limit or size > query.max_bytes) and not compactor.joins(record):
+                page.next_id = record.id
+                break
+            page.records += _only_records(compactor.feed(record))
+        page.gaps += [
+            gap for gap in read.gaps if page.next_id is None or gap.before is None or gap.before < page.next_id
+        ]
+        if page.next_id is None and not read.records:
+            page.next_id = read.next_id
+        if page.next_id is not None or read.next_id is None:
+            break
+        ask = replace(ask, start=read.next_id, since=None)
+    page.records += _only_records(compactor.flush())
+    return page
+
+
+def _only_records(items: Sequence[Item]) -> list[Record]:
+    return [item for item in items if isinstance(item, Record)]
 
 
 async def _read_since(event_log: Log, stream: StreamName, query: HistoryQuery) -> HistoryPage:

@@ -137,6 +137,7 @@ def _options(connection: HTTPConnection, gateway: Gateway, streams: list[StreamN
         format=choice(connection, "format", ("envelope", "raw")) or default,
         named=boolean(connection, "named", default=True),
         conflate=boolean(connection, "conflate", default=False),
+        compact=boolean(connection, "compact", default=False),
         retry_seconds=(settings.retry_min_seconds, settings.retry_max_seconds),
         stuck_seconds=settings.stall_seconds,
         unsent_bytes=settings.max_unsent_bytes,

@@ -121,6 +121,9 @@ STREAMS = parameter(
 )
 CURSOR = parameter("last_event_id", "Where to go on: an id, a token that was given out, `0`, `$`, or a time in ms.")
 _LIMIT = parameter("limit", "Records of the page.", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100})
+COMPACT = parameter(
+    "compact", "`1`: pieces of text that follow each other as one record.", {"type": "string", "enum": ["0", "1"]}
+)
 HISTORY_PARAMETERS = [
     parameter("start_id", "First id, inclusive; or a time in ms."),
     parameter("end_id", "Last id, inclusive; or a time in ms."),
@@ -128,6 +131,7 @@ HISTORY_PARAMETERS = [
     _LIMIT,
     parameter("order", "`asc` or `desc`.", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
     parameter("types", "Only these event types, separated by commas."),
+    COMPACT,
 ]
 SSE_PARAMETERS = [
     parameter("Last-Event-ID", "Where to go on; wins over the parameters.", where="header"),
@@ -135,6 +139,7 @@ SSE_PARAMETERS = [
     parameter("format", "How records are given.", {"type": "string", "enum": ["envelope", "raw"]}),
     parameter("named", "`0`: records without `event:`, for `onmessage`.", {"type": "string", "enum": ["0", "1"]}),
     parameter("conflate", "`1`: while lagging, only the latest per `key`.", {"type": "string", "enum": ["0", "1"]}),
+    COMPACT,
     parameter("connection", "The client's own name for this connection, kept over reconnects."),
     parameter("sse_token", "A short token, for clients that cannot send headers."),
 ]

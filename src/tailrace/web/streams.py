@@ -17,7 +17,7 @@ from tailrace.eventlog.base import Appended
 from tailrace.web import openapi
 from tailrace.web.gateway import Gateway
 from tailrace.web.history import HistoryQuery, read_history
-from tailrace.web.params import choice, integer, range_id, read_body, since_id, type_list
+from tailrace.web.params import boolean, choice, integer, range_id, read_body, since_id, type_list
 from tailrace.web.principal import Action
 from tailrace.web.problems import ProblemRoute
 
@@ -200,5 +200,6 @@ def _history_query(request: Request, gateway: Gateway) -> HistoryQuery:
         limit=integer(request, "limit", settings.page_limit, low=1, high=1_000),
         newest_first=choice(request, "order", ("asc", "desc")) == "desc",
         types=type_list(request),
+        compact=boolean(request, "compact", default=False),
         max_bytes=settings.max_page_bytes,
     )

@@ -168,11 +168,14 @@ class _OneStream(_Endpoint):
         resume = parse_resume(cursor)
         form = choice(connection, "format", ("envelope", "raw")) or gateway.kinds.of(stream).format
         conflate = boolean(connection, "conflate", default=False)
+        compact = boolean(connection, "compact", default=False)
         hub = gateway.hub
         lease = await self._admit(connection, identity, nonce, (stream,))
 
         async def serve(receive: Receive, send: Send) -> None:
-            socket = StreamSocket(hub, gateway.pulse, self._options, stream, resume, format=form, conflate=conflate)
+            socket = StreamSocket(
+                hub, gateway.pulse, self._options, stream, resume, format=form, conflate=conflate, compact=compact
+            )
             await self._serve_leased(lease, connection, socket, receive, send)
 
         return serve
