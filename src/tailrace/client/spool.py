@@ -25,8 +25,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tailrace.core.event import Event, Json
-from tailrace.core.names import StreamName
+from tailrace.client.entry import Entry, Header, Line
 from tailrace.errors import ConfigError, UsageError, WouldBlock
 
 __all__ = ["Entry", "MemorySpool", "Spool", "SpoolFile", "orphans"]
@@ -38,59 +37,6 @@ BATCH_EVENTS = 250
 BATCH_BYTES = 1_048_576
 SUFFIX = ".spool"
 FINISHED = b'{"finished":true}\n'
-
-
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing to do, in order: append an event, or close a stream."""
-
-    s: str
-    """stream"""
-    t: str = ""
-    """type; empty: close the stream"""
-    d: msgspec.Raw = msgspec.Raw(b"null")
-    """data"""
-    u: str | None = None
-    """uid"""
-    k: str | None = None
-    a: str | None = None
-    e: int | None = None
-    """owner's epoch"""
-
-    @classmethod
-    def of(cls, stream: StreamName, event: Event, owner_epoch: int | None = None) -> Entry:
-        """An event to append; its data is `Json`."""
-        return cls(str(stream), event.type, msgspec.Raw(event.data), event.uid, event.key, event.actor, owner_epoch)
-
-    @property
-    def stream(self) -> StreamName:
-        """Where it goes."""
-        return StreamName(self.s)
-
-    @property
-    def closes(self) -> bool:
-        """Whether it ends its stream."""
-        return not self.t
-
-    def event(self) -> Event:
-        """The event, checked when it was put in."""
-        return Event(self.t, Json(self.d), self.u, self.k, self.a)
-
-
-class _Line(msgspec.Struct):
-    s: str | None = None
-    done: int | None = None
-    spool: int | None = None
-
-
-class Header(msgspec.Struct, frozen=True):
-    """The first line of a file."""
-
-    spool: int
-    """Version."""
-    target: str
-    """Whom the entries are for."""
-    epilogue: list[Entry] = []
-    """What is to be done when the writer died: added by who takes the file over."""
 
 
 class Spool(Protocol):
@@ -148,7 +94,7 @@ class MemorySpool:
 
 
 _ENTRY = msgspec.json.Decoder(Entry)
-_LINE = msgspec.json.Decoder(_Line)
+_LINE = msgspec.json.Decoder(Line)
 
 
 class SpoolFile:
