@@ -17,6 +17,7 @@ from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.hub.block import Block, SinkClosed
+from tailrace.hub.topic import FIRST_PAGE_RECORDS
 from tests.hub.support import RUN, Collector, Hubbed, events, history, hub_over
 from tests.support.checker import assert_exactly_once, faults, ids_of
 from tests.support.wait import deadline, eventually
@@ -165,6 +166,15 @@ async def test_readers_at_one_place_share_one_read(hubbed: Hubbed) -> None:
         await reader.sink.wait_records(50)
 
     assert hubbed.log.reads <= 3
+
+
+async def test_who_comes_back_is_given_a_small_page_first(hubbed: Hubbed) -> None:
+    await hubbed.append(*range(500))
+    reader = await hubbed.read({RUN: ZERO})
+    await reader.sink.wait_records(500)
+
+    assert [len(block.cells) for block in reader.sink.blocks] == [FIRST_PAGE_RECORDS, 500 - FIRST_PAGE_RECORDS]
+    assert_exactly_once(reader.sink.items, await history(hubbed.log.inner))
 
 
 async def test_a_closed_stream_ends_its_readers_after_the_last_record(hubbed: Hubbed) -> None:

@@ -16,7 +16,7 @@ from tailrace.hub.topic import Stretch, Topic
 RUN = StreamName.parse("run:topic")
 
 
-async def no_read(stream: StreamName, position: Position) -> Page:
+async def no_read(stream: StreamName, position: Position, limit: int) -> Page:
     raise AssertionError("nothing has to be read")
 
 

@@ -266,8 +266,8 @@ class Hub:
                 del self._topics[topic.stream]
                 self._tail.unwatch(topic.stream)
 
-    async def _read(self, stream: StreamName, position: Position) -> Page:
-        return await self._log.read(stream, position.cursor)
+    async def _read(self, stream: StreamName, position: Position, limit: int) -> Page:
+        return await self._log.read(stream, position.cursor, limit=limit)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A short task that several may wait for; the hub holds it, and cancels it when it ends."""

@@ -22,7 +22,7 @@ from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 from tailrace.errors import LogError
 from tailrace.hub.block import Block, Sink, SinkClosed, SinkStuck
-from tailrace.hub.topic import Stretch, Topic
+from tailrace.hub.topic import FIRST_PAGE_RECORDS, PAGE_RECORDS, Stretch, Topic
 
 if TYPE_CHECKING:
     from tailrace.core.cursor import Resume
@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Lane:
     """One stream of a subscription."""
 
-    __slots__ = ("finite", "live", "position", "stream", "subscription", "told", "topic")
+    __slots__ = ("finite", "fresh", "live", "position", "stream", "subscription", "told", "topic")
 
     def __init__(self, subscription: Subscription, topic: Topic, position: Position, *, finite: bool) -> None:
         self.subscription = subscription
@@ -45,6 +45,8 @@ class Lane:
         self.stream = topic.stream
         self.position = position
         self.live = False
+        self.fresh = True
+        """Whether it was given no page yet."""
         self.told: Ended | None = None
         """The end that the sink was told last."""
         self.finite = finite
@@ -232,8 +234,11 @@ class Subscription:
         return None if lane.told == ended else ended
 
     async def _load(self, lane: Lane) -> Stretch | None:
+        limit = FIRST_PAGE_RECORDS if lane.fresh else PAGE_RECORDS
         try:
-            return await self._until(lane.topic.page(lane.position))
+            stretch = await self._until(lane.topic.page(lane.position, limit))
+            lane.fresh = False
+            return stretch
         except LogError as error:
             if not error.retryable:
                 log.error("a stream cannot be read", extra={"stream": lane.stream, "code": error.code})

@@ -24,7 +24,7 @@ from tailrace.core.names import StreamName
 from tailrace.core.page import Head, Page
 from tailrace.hub.block import Block, Cell
 
-__all__ = ["TAIL_BYTES", "Lane", "Stretch", "Topic"]
+__all__ = ["FIRST_PAGE_RECORDS", "PAGE_RECORDS", "TAIL_BYTES", "Lane", "Stretch", "Topic"]
 
 log = logging.getLogger("tailrace.hub")
 
@@ -36,11 +36,14 @@ FLUSH_BYTES = 65_536
 STRETCH_RECORDS = 512
 STRETCH_BYTES = 262_144
 PAGES = 8
+PAGE_RECORDS = 1_000
+FIRST_PAGE_RECORDS = 128
+"""Who has just come back waits for a page of this size: a large one takes several times as long (`bench resume`)."""
 _OVERHEAD = 160
 """Bytes a small record costs beside its data, roughly; only for the tail's limit."""
 
 
-Read: TypeAlias = Callable[[StreamName, Position], Awaitable[Page]]
+Read: TypeAlias = Callable[[StreamName, Position, int], Awaitable[Page]]
 Spawn: TypeAlias = "Callable[[Coroutine[Any, Any, Stretch]], asyncio.Future[Stretch]]"
 
 
@@ -68,7 +71,7 @@ class Topic:
         """
         Args:
             stream: what is watched.
-            read: reads a page out of the log.
+            read: reads a page of at most so many records out of the log.
             spawn: starts a task of the hub's.
             share: how many bytes this tail may hold now, at most TAIL_BYTES; what it lacks is read from the log.
         """
@@ -241,15 +244,15 @@ class Topic:
         assert isinstance(last, Record)  # noqa: S101 - rule 3
         return Stretch(Block(self.stream, cells), Position(last.id, last.id, proven=True))
 
-    async def page(self, position: Position) -> Stretch:
-        """What follows `position`, out of the log. Readers at one place share one read.
+    async def page(self, position: Position, limit: int = PAGE_RECORDS) -> Stretch:
+        """What follows `position`, out of the log. Readers at one place share one read, the first one's.
 
         Raises:
             LogUnavailable: the log did not answer.
         """
         shared = self._pages.get(position)
         if shared is None or (shared.done() and (shared.cancelled() or shared.exception() is not None)):
-            shared = self._spawn(self._load(position))
+            shared = self._spawn(self._load(position, limit))
             self._pages[position] = shared
             if len(self._pages) > PAGES:
                 self._pages.popitem(last=False)
@@ -261,8 +264,8 @@ class Topic:
                 del self._pages[position]
         return stretch
 
-    async def _load(self, position: Position) -> Stretch:
-        page = await self._read(self.stream, position)
+    async def _load(self, position: Position, limit: int) -> Stretch:
+        page = await self._read(self.stream, position, limit)
         items, after = advance(self.stream, position, page)
         if after.cursor < position.cursor:
             # History begins anew, and this process may not have been told yet.
