@@ -20,6 +20,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, HttpToolsProtocol
 
+from tailrace.transports.joined import JoiningTransport
+
 __all__ = ["EXTENSION", "Lender", "RawChannel", "RawHttpProtocol", "RawOffer"]
 
 EXTENSION = "tailrace.raw"
@@ -259,6 +261,7 @@ class RawHttpProtocol(Lender, HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        cycle.transport = JoiningTransport(cycle.transport, self.loop)
         offer = cycle.scope.get("extensions", {}).get(EXTENSION)
         if offer is not None:
             app = _watched(app, offer)
