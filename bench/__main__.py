@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from bench import append, collector, fanout, knee, load, memory, publish, resume, slow, storm
+from bench import append, collector, fanout, knee, load, memory, profiling, publish, resume, settings, slow, storm
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Row] = {
     "resume": Row(resume),
     "memory": Row(memory),
     "gc": Row(collector),
+    "settings": Row(settings),
 }
 EXIT_MISSED = 1
 EXIT_MISSING = 4
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run benchmarks. Exit code 0; 1 with --strict when a target was missed; 4 when something is not installed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # everything that was started is ended
     options = _parser().parse_args(argv)
+    if options.command == "profile":
+        return _profile(options)
     names = list(COMMANDS) if options.command in (None, "all") else [options.command]
     defaults = _parser()
     met = True
@@ -74,6 +77,18 @@ def _run(name: str, options: argparse.Namespace) -> Report:
     return report
 
 
+def _profile(options: argparse.Namespace) -> int:
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(profiling.profile(options))
+    except Missing as exc:
+        print(f"profile: {exc}", file=sys.stderr)
+        return EXIT_MISSING
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="Benchmarks of tailrace; see docs/benchmarks.md."
@@ -89,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=module.__doc__, parents=[common])
         module.add_arguments(command)
         command.set_defaults(**defaults)
+    profiler = commands.add_parser("profile", help="where the gateway's time goes", description=profiling.__doc__)
+    profiling.add_arguments(profiler)
     commands.add_parser("all", help="all of them, as they are by default", parents=[common])
     return parser
 

@@ -97,6 +97,8 @@ class Measure:
     at_most: float | None = None
     at_least: float | None = None
     note: str = ""
+    why: str = ""
+    """What is known to make it miss its target; said only where it does."""
 
     @property
     def met(self) -> bool | None:
@@ -150,6 +152,7 @@ class Report:
                     "target": one.target,
                     "met": one.met,
                     "note": one.note,
+                    "why": one.why if one.met is False else "",
                 }
                 for one in self.measures
             ],

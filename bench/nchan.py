@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Sample
-from bench.process import Cores, child, cpu_seconds, private_folder
+from bench.process import Cores, child, cpu_seconds, free_port, private_folder
 from bench.stack import Audience, audience
 
 __all__ = ["Nchan", "module", "open_nchan"]
@@ -88,7 +88,7 @@ class Nchan:
 async def open_nchan(clients: int, on: Cores, others: Cores, *, websocket: bool = False) -> AsyncIterator[Nchan]:
     """Start nginx and connect its audience."""
     binary = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-    port = await _free_port()
+    port = await free_port()
     async with private_folder() as folder:
         (folder / "nginx.conf").write_text(CONFIG.format(module=module(), folder=folder, port=port))
         async with child([str(binary), "-p", folder, "-c", folder / "nginx.conf"], on=on) as nginx:
@@ -130,10 +130,3 @@ async def _connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
                 return await asyncio.open_unix_connection(str(path))
             except OSError:
                 await asyncio.sleep(0.02)
-
-
-async def _free_port() -> int:
-    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-    port: int = server.sockets[0].getsockname()[1]
-    server.close()
-    return port

@@ -23,6 +23,7 @@ __all__ = [
     "child",
     "cores",
     "cpu_seconds",
+    "free_port",
     "pinned",
     "private_folder",
     "rss_bytes",
@@ -73,6 +74,14 @@ def build(name: str) -> Path:
     subprocess.run([compiler, "-O2", "-Wall", "-o", str(fresh), str(source), "-lm"], check=True)
     fresh.replace(binary)
     return binary
+
+
+async def free_port() -> int:
+    """A TCP port on loopback that nobody listens on now."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    server.close()
+    return port
 
 
 def cpu_seconds(pid: int) -> float:

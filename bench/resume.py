@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, say
 from bench.server import redis_version
-from bench.stack import Stack, audience, open_log, open_stack, sse_path
+from bench.stack import Stack, audience, open_log, open_stack, request, sse_path
 from tailrace.client.client import Tailrace
 from tailrace.client.direct import DirectLog
 from tailrace.core.event import Event, Record
@@ -23,7 +23,7 @@ from tailrace.core.kinds import Kinds, StreamKind
 from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "first_event", "run"]
 
 STREAM = StreamName.parse("run:resume")
 FILLER = "x" * 150
@@ -113,21 +113,7 @@ class Resume:
         return "nothing"
 
     async def _first_event(self, cursor: str) -> str:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._served.port)
-        head = (
-            f"GET {sse_path(STREAM, cursor)} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self._served.token}\r\n"
-        )
-        writer.write(f"{head}Accept: text/event-stream\r\n\r\n".encode())
-        try:
-            async with asyncio.timeout(10):
-                while True:
-                    line = await reader.readline()
-                    if not line:
-                        return "nothing"
-                    if found := RECORD.search(line):
-                        return found[1].decode()
-        finally:
-            writer.transport.abort()
+        return await first_event(self._served, STREAM, cursor)
 
     async def all_in_process(self) -> Sample:
         """One `async for` over everything."""
@@ -150,6 +136,20 @@ class Resume:
             heard = await reader.heard(LONGEST_SECONDS + 10)
         self.wrong += records - heard.events + heard.missing + heard.duplicate
         return {"per_second": heard.events / heard.seconds}
+
+
+async def first_event(served: Stack, stream: StreamName, cursor: str) -> str:
+    """Connect, and return the id of the first record that comes over SSE."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(request(sse_path(stream, cursor), served.token))
+    try:
+        async with asyncio.timeout(10):
+            while line := await reader.readline():
+                if found := RECORD.search(line):
+                    return found[1].decode()
+        return "nothing"
+    finally:
+        writer.transport.abort()
 
 
 async def _fill(log: Log, records: int) -> list[EntryId]:

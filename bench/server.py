@@ -79,7 +79,7 @@ async def _answering(path: Path, process: Child) -> None:
                 reader, writer = await asyncio.open_unix_connection(str(path))
             except OSError:
                 if process.ended:
-                    raise RuntimeError("redis-server ended: it does not know one of its settings") from None
+                    raise RuntimeError("redis-server ended at once: it does not take one of its settings") from None
                 await asyncio.sleep(0.02)
                 continue
             writer.write(b"PING\r\n")

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from bench.__main__ import COMMANDS
 from bench.harness import Histogram, Measure, Report, interleave, ratio
 
+from tailrace.cli.bench import _ROWS
 from tests.support.need import absent
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,10 @@ async def test_publish_measures_the_log_and_http() -> None:
 
     assert "awaited publish, p99" in said
     assert "HTTP, NDJSON" in said
+
+
+def test_the_command_line_names_every_benchmark() -> None:
+    assert set(_ROWS) == {*COMMANDS, "profile"}
 
 
 def test_percentiles_are_right_within_a_bucket() -> None:

@@ -82,6 +82,15 @@ async def test_the_collector_is_watched_under_load_and_nothing_is_lost() -> None
     assert "return, ours: a pause, p99" in said
 
 
+async def test_settings_are_measured_over_every_way_to_redis() -> None:
+    options = ["--awaited", "10", "--concurrent", "100", "--rounds", "1", "--only", "loopback"]
+
+    said = await run_bench("settings", *options)
+
+    assert "TCP on loopback: awaited p50 / base" in said
+    assert "TLS on loopback: awaited p50 / base" in said
+
+
 async def test_memory_is_measured_for_every_kind_of_connection() -> None:
     said = await run_bench("memory", "--clients", "20", "--many", "0", "--starts", "1")
 

@@ -20,12 +20,21 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 
 _ROWS = {
-    "fanout": "One stream to many SSE clients through Redis.",
+    "fanout": "One stream to 1 000 SSE clients through Redis.",
+    "fanout-2000": "The same to 2 000.",
+    "fanout-ws": "One stream to 1 000 WebSocket clients.",
+    "fanout-ws-2000": "The same to 2 000.",
+    "slow": "What slow and stalled readers do to the others.",
     "publish": "Awaited and concurrent publishing.",
+    "append": "Batches, sizes, and what idempotency costs Redis.",
     "load": "Many connections with a stream each, at a fixed rate.",
+    "knee": "The highest rate that is still quick.",
     "storm": "Everybody comes back at once.",
     "resume": "Anywhere into a long stream, and all of it.",
     "memory": "Idle connections and streams in memory; how long starting takes.",
+    "gc": "The garbage collector's pauses under load.",
+    "settings": "What settings of Redis do.",
+    "profile": "Where the gateway's time goes (needs py-spy).",
 }
 
 
