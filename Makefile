@@ -43,7 +43,10 @@ settings: ## write docs/settings.md again
 lock: ## write the lock files again
 	@scripts/lock
 
+audit: ## known defects of what is installed, by pip-audit where it is on PATH and can ask its service
+	@scripts/audit
+
 clean: ## remove what the other commands made (not the data in .tailrace)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/bin
 
-.PHONY: help run test check bench chaos soak settings lock clean
+.PHONY: help run test check bench chaos soak settings lock audit clean
