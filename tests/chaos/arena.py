@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tailrace.core.ids import EntryId
-from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, value_of
+from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, parse_id, value_of
 from tests.chaos.links import Link
 from tests.chaos.nemesis import FAULTS, MILD, Fault, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
@@ -374,7 +373,7 @@ async def read_truth(redis: RedisServer, streams: Sequence[str]) -> Truth:
 
 def _entry(id_: str, fields: list[str]) -> Entry:
     pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-    return Entry(EntryId.parse(id_), EntryId.parse(pairs["prev"]), value_of(pairs["data"].encode())[0])
+    return Entry(parse_id(id_), parse_id(pairs["prev"]), value_of(pairs["data"].encode())[0])
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TextIO
 
 import msgspec
@@ -23,7 +24,19 @@ from tailrace.core.event import Gap, Record
 from tailrace.core.ids import ZERO, EntryId
 from tests.chaos.ledger import judge_lossy
 
-__all__ = ["Attempt", "Board", "Entry", "Outcome", "Truth", "Violation", "Walk", "judge", "value_of"]
+__all__ = [
+    "Attempt",
+    "Board",
+    "Body",
+    "Entry",
+    "Outcome",
+    "Truth",
+    "Violation",
+    "Walk",
+    "judge",
+    "parse_id",
+    "value_of",
+]
 
 
 class Outcome(StrEnum):
@@ -106,17 +119,24 @@ class Board:
     def attempt(self, writer: str, stream: str, value: str) -> Attempt:
         """Note that an event is about to be published."""
         made = Attempt(writer, stream, value)
-        self.note("publish", writer, stream=stream, value=value)
+        if self.history is not None:
+            self.note("publish", writer, stream=stream, value=value)
         self.attempts.append(made)
         return made
 
 
-class _Body(msgspec.Struct):
+class Body(msgspec.Struct):
+    """What an event of a run says of itself."""
+
     v: str = ""
+    """Its value, which nothing else has."""
     s: str = ""
+    """The stream it was published to."""
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = msgspec.json.Decoder(Body)
+parse_id = lru_cache(maxsize=100_000)(EntryId.parse)
+"""All readers are given the same ids: parsed once, held once."""
 
 
 def value_of(data: bytes) -> tuple[str, str]:
@@ -150,32 +170,33 @@ class Walk:
 
     def record(self, record: Record) -> None:
         """It was given a record."""
-        stream = str(record.stream)
+        self.take(str(record.stream), record.id, record.prev, *value_of(record.data))
+
+    def take(self, stream: str, id_: EntryId, prev: EntryId | None, value: str, own: str) -> None:
+        """It was given a record of a stream: its id, the one before it, and what its event says itself."""
+        board = self.board
         self.deliveries += 1
-        self.board.count(self.transport, "deliveries")
-        value, own = value_of(record.data)
-        if self.board.history is not None:
-            self.board.note("record", self.name, stream=stream, id=record.id, prev=record.prev, value=value)
-        if stream not in self.positions:
-            self._complain("foreign stream", stream, f"{record.id} was given to somebody who may not have it")
+        board.counts[board.fault, self.transport, "deliveries"] += 1
+        if board.history is not None:
+            board.note("record", self.name, stream=stream, id=id_, prev=prev, value=value)
+        position = self.positions.get(stream)
+        if position is None:
+            self._complain("foreign stream", stream, f"{id_} was given to somebody who may not have it")
             return
         if own != stream:
-            self._complain("crossed", stream, f"{record.id} holds an event of {own}")
-        given = record.prev, value
-        known = self.board.seen[stream].setdefault(record.id, given)
+            self._complain("crossed", stream, f"{id_} holds an event of {own}")
+        given = prev, value
+        known = board.seen[stream].setdefault(id_, given)
         if known != given:
-            self._complain("disagreement", stream, f"{record.id} is {given}, for others {known}")
-        self._step(stream, record)
-
-    def _step(self, stream: str, record: Record) -> None:
-        position, gap = self.positions[stream], self._told.pop(stream, None)
-        self.positions[stream] = record.id
-        if record.prev == position:
+            self._complain("disagreement", stream, f"{id_} is {given}, for others {known}")
+        gap = self._told.pop(stream, None) if self._told else None
+        self.positions[stream] = id_
+        if prev == position:
             return
-        if gap is not None and (record.id == gap.before or (gap.before is None and gap.cursor == ZERO)):
+        if gap is not None and (id_ == gap.before or (gap.before is None and gap.cursor == ZERO)):
             return
-        kind = "twice or out of order" if record.id <= position else "skipped"
-        self._complain(kind, stream, f"{record.id} follows {record.prev}, the reader is at {position}, gap: {gap}")
+        kind = "twice or out of order" if id_ <= position else "skipped"
+        self._complain(kind, stream, f"{id_} follows {prev}, the reader is at {position}, gap: {gap}")
 
     def gap(self, gap: Gap) -> None:
         """It was told of a loss."""

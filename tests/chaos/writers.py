@@ -22,7 +22,7 @@ from tailrace.core.kinds import Kinds, StreamKind
 from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable, OutcomeUnknown
 from tailrace.eventlog.redis.log import RedisLog
-from tests.chaos.judge import Attempt, Board, Outcome
+from tests.chaos.judge import Attempt, Board, Outcome, parse_id
 from tests.chaos.wire import LOST, Url
 
 __all__ = ["LENGTHS", "HttpWriter", "KilledWriter", "LogWriter", "Writer", "kinds", "kinds_toml"]
@@ -143,7 +143,7 @@ class HttpWriter(Writer):
                     f"{self._url()}/api/v1/streams/{stream}/events", content=content, headers={"content-type": type_}
                 )
                 if answer.status_code == 201:
-                    return [EntryId.parse(each["id"]) for each in answer.json()["events"]]
+                    return [parse_id(each["id"]) for each in answer.json()["events"]]
                 if answer.status_code != 503:
                     self.board.complain("refused", self.name, stream, answer.text[:200])
             self.failed()
@@ -247,7 +247,7 @@ class KilledWriter(Writer):
             self.board.complain("refused", self.name, self.streams[0], " ".join(words[1:]))
         elif words[0] == "acked":
             assert self._open is not None
-            self._open.outcome, self._open.id = Outcome.ACKED, EntryId.parse(words[1])
+            self._open.outcome, self._open.id = Outcome.ACKED, parse_id(words[1])
             self.board.note("acknowledged", self.name, value=self._open.value, id=self._open.id)
             self._open = None
             self.acked += 1
