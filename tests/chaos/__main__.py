@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seed S --minutes M [--faults a,b] [--report FOLDER]`: break it until it shows."""
+"""`python -m tests.chaos --seed S --minutes M [--deliveries N] [--faults a,b] [--report FOLDER]`: until it shows."""
 
 from __future__ import annotations
 
@@ -10,36 +10,52 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tests.chaos.arena import Result, arena
+from tests.chaos.arena import Arena, Load, Result, arena
 from tests.chaos.nemesis import FAULTS, Step, plan
-from tests.chaos.report import as_markdown, dump
+from tests.chaos.report import Goal, as_markdown, dump, total
+
+LARGE = Load(sets=2, more=10, batch=100, pause=0.2, cuts=(0.04, 0.16))
+"""What a million deliveries and more are made with."""
 
 
-async def timed(seed: int, names: Sequence[str], seconds: float) -> AsyncIterator[Step]:
-    """Steps until the time is over, each fault at least once."""
-    end = time.monotonic() + seconds
+async def timed(made: Arena, seed: int, names: Sequence[str], seconds: float, goal: Goal) -> AsyncIterator[Step]:
+    """Steps until the goal is reached and, without one, the time is over; each fault at least once.
+
+    When only some cells are too thin, only their faults go on.
+    """
+    began, board = time.monotonic(), made.board
     done: set[str] = set()
     for step in plan(seed, names):
-        if time.monotonic() >= end and done >= set(names):
+        late = time.monotonic() - began >= seconds
+        thin = {each.partition(" ")[0] for each in goal.thin(board, names)}
+        enough = total(board, "deliveries") >= goal.deliveries and total(board, "connects") >= goal.connects
+        if done >= set(names) and ((late and not goal.deliveries) or (enough and not thin) or late):
             return
-        print(f"  {step}", flush=True)
+        if goal.deliveries and enough and not thin & set(step.names):
+            continue
+        at = time.monotonic() - began
+        print(
+            f"  {at:6.0f} s, {total(board, 'deliveries')} deliveries, {len(board.violations)} wrong: {step}", flush=True
+        )
         yield step
         done |= set(step.names)
 
 
-async def run(seed: int, names: Sequence[str], seconds: float, sync: str, history: TextIO | None) -> Result:
+async def run(seed: int, names: Sequence[str], seconds: float, sync: str, history: TextIO | None, goal: Goal) -> Result:
     """One run of one seed."""
     print(f"seed {seed}, faults {','.join(names)}", flush=True)
-    async with arena(redis={"appendfsync": sync}) as made:
+    load = LARGE if goal.deliveries >= 1_000_000 else Load()
+    async with arena(redis={"appendfsync": sync}, load=load) as made:
         made.board.history = history
-        return await made.run(seed, timed(seed, names, seconds))
+        return await made.run(seed, timed(made, seed, names, seconds, goal))
 
 
 def main() -> int:
-    """0: nothing was violated."""
+    """0: nothing was violated, and enough was tried."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--minutes", type=float, help="2, or with --deliveries at most 60")
+    parser.add_argument("--deliveries", type=int, default=0, help="go on until so many, and enough in every cell")
     parser.add_argument("--faults", default=",".join(FAULTS), help=f"some of {', '.join(FAULTS)}")
     parser.add_argument("--report", type=Path, help="folder for chaos.md and chaos.json")
     # `everysec` may lose what it had not written yet when an fsync takes long.
@@ -49,17 +65,19 @@ def main() -> int:
     names = [name for name in given.faults.split(",") if name]
     if unknown := set(names) - set(FAULTS):
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
-    result = asyncio.run(run(given.seed, names, given.minutes * 60, given.sync, given.history))
-    runs = [(given.seed, result)]
-    text = as_markdown(runs)
+    goal = Goal.of(given.deliveries)
+    minutes = given.minutes or (60.0 if given.deliveries else 2.0)
+    result = asyncio.run(run(given.seed, names, minutes * 60, given.sync, given.history, goal))
+    wanted = f" DELIVERIES={given.deliveries}" if given.deliveries else f" MINUTES={minutes:g}"
+    text = as_markdown(given.seed, result, names, goal=goal, command=f"make chaos SEED={given.seed}{wanted}")
     if given.report is not None:
         given.report.mkdir(parents=True, exist_ok=True)
         (given.report / "chaos.md").write_text(text)
-        (given.report / "chaos.json").write_text(dump(runs))
+        (given.report / "chaos.json").write_text(dump(given.seed, result))
     print(text)
     if result.violations:
         print(f"again with: python -m tests.chaos --seed {given.seed} --faults {','.join(names)}", file=sys.stderr)
-    return 1 if result.violations else 0
+    return 1 if result.violations or goal.missing(result.board, names) else 0
 
 
 if __name__ == "__main__":

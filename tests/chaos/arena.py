@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -13,8 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
+
 from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, parse_id, value_of
-from tests.chaos.links import Link
+from tests.chaos.links import Edge, Link
+from tests.chaos.losses import REBORN_STREAM, TRIMMED_STREAM
 from tests.chaos.nemesis import FAULTS, MILD, Fault, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
 from tests.chaos.writers import LENGTHS, HttpWriter, KilledWriter, LogWriter, Writer, kinds_toml
@@ -24,18 +29,19 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
-__all__ = ["LOSSY", "REBORN_STREAM", "TRANSPORTS", "TRIMMED_STREAM", "Arena", "Load", "Result", "arena", "read_truth"]
+__all__ = ["LOSSY", "TRANSPORTS", "Arena", "Load", "Result", "arena", "metric", "read_truth"]
 
 PREFIX = "chaos:"
 STREAMS = ("run:a", "run:b", "run:c")
-TRIMMED_STREAM = "task:trimmed"
-REBORN_STREAM = "workflow:reborn"
-"""Deleted, expired and evicted again and again."""
 LOSSY = (TRIMMED_STREAM, REBORN_STREAM)
 """They lose records by design; the judge holds what was lost against what was told."""
 SECRET_STREAM = "run:secret"
 TRANSPORTS = ("sse", "sse-many", "ws", "ws-many", "poll", "poll-many", "client-http", "client-redis")
-PATIENCE = 90.0
+MAX_BEHIND = 20_000
+"""Records that a reader may be behind before the publishers wait for it."""
+SLACK = {"task": 8, "desc": 8, "conn": 6, "tail": 0}
+"""By how a part's name begins: connections to Redis are made when they are needed, and stay."""
+PATIENCE = 180.0
 """How long anything may take that must come about at last; a loaded machine is no defect."""
 
 
@@ -63,21 +69,25 @@ class Load:
         streams: where publishers and readers meet.
         lossy: those of them that lose records by design.
         sets: how many readers of every transport.
+        more: how many more on the transports that are cheap to read.
         pause: seconds between two calls of a publisher, on average.
         batch: events in a call straight on Redis; over HTTP a fifth of it, so that the last 1 024 uids of a stream
             reach further back than the longest fault.
         cuts: seconds between two lost connections, at least and at most.
         killed: whether publisher processes are killed.
+        workers: how many processes each gateway has.
         lengths: what is kept, by kind of stream.
     """
 
     streams: tuple[str, ...] = STREAMS
     lossy: tuple[str, ...] = LOSSY
     sets: int = 2
+    more: int = 0
     pause: float = 0.08
     batch: int = 1
     cuts: tuple[float, float] = (0.1, 0.5)
     killed: bool = True
+    workers: tuple[int, int] = (1, 2)
     lengths: Mapping[str, int] = field(default_factory=lambda: LENGTHS)
 
 
@@ -100,16 +110,24 @@ class Arena:
         self.others: list[RedisServer] = []
         """More servers that end with the arena."""
         self.proxies = [Link(str(self.redis.socket)) for _ in range(3)]
-        self.edges: list[Proxy] = []
-        """Between the HTTP publishers and each gateway."""
+        self.edges: list[Edge] = []
         self.gateways: list[Gateway] = []
         self.writers: list[Writer] = []
+        """Between the HTTP publishers (all clients, on a `detour`) and each gateway."""
+        self.detour = False
+        self.bearer = token("writer", write=["run:*", "task:*", "workflow:*"])
         self.killed: list[KilledWriter] = []
         self.readers: list[Reader] = []
         self.steps: list[str] = []
         self._named = named
         self._next = 0
         self._cutting = True
+
+    @staticmethod
+    def key(stream: str) -> str:
+        """What a stream's Redis keys begin with."""
+        kind, _, name = stream.partition(":")
+        return f"{PREFIX}{kind}:{{{name}}}"
 
     @property
     def streams(self) -> list[str]:
@@ -118,6 +136,8 @@ class Arena:
 
     def url(self) -> str:
         """One gateway after the other."""
+        if self.detour:
+            return self.edge_url()
         self._next += 1
         return self.gateways[self._next % len(self.gateways)].url
 
@@ -137,17 +157,19 @@ class Arena:
             folder.mkdir()
             (folder / "tailrace.toml").write_text(kinds_toml(self.load.lengths))
             settings = {"redis_url": proxy.url, "stall_seconds": "2", "log_timeout_seconds": "2"}
+            settings["workers"] = str(self.load.workers[index - 1])
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:
-            self.edges.append(await Proxy(("127.0.0.1", gateway.port), port=find_port()).start())
+            edge = Edge(("127.0.0.1", gateway.port), port=find_port())
+            self.edges.append(edge)
+            await edge.start()
             await gateway.start(ready=False)
         for gateway in self.gateways:
             await self.wait_ready(gateway)
 
     def people(self) -> None:
         """Make the writers and readers."""
-        bearer = token("writer", write=["run:*", "task:*", "workflow:*"])
-        app, streams = self.proxies[0].url, self.load.streams
+        bearer, app, streams = self.bearer, self.proxies[0].url, self.load.streams
         for index, stream in enumerate(streams):
             others = [stream, streams[(index + 1) % len(streams)]]
             self._write(index, others, app, bearer)
@@ -165,6 +187,10 @@ class Arena:
             writer.pause = writer.usual_pause = self.load.pause
         for index in range(self.load.sets):
             self._readers(f"{index}", streams[index % len(streams) :][:1], streams[: 2 + index % 2], app)
+        for index in range(self.load.sets, self.load.sets + self.load.more):
+            self._reader(SourceReader, "sse", streams[index % len(streams) :][:1], f"{index}")
+            self._reader(SourceReader, "sse-many", streams, f"{index}")
+            self._reader(PollReader, "poll-many", streams, f"{index}")
         for stream in set(self.load.lossy) - set(streams):
             self._readers(f"-{stream}", [stream], [stream, streams[0]], app)
         self._intruders()
@@ -264,12 +290,62 @@ class Arena:
             await asyncio.sleep(rng.uniform(*self.load.cuts))
             rng.choice(self.readers).cut()
 
+    async def pace(self) -> None:
+        """Hold the writers back while a reader is far behind: what is to be tried is faults, not patience."""
+        while True:
+            await asyncio.sleep(0.5)
+            # The last key is the last one that anybody was the first to see.
+            newest = {stream: next(reversed(seen)) for stream, seen in self.board.seen.items() if seen}
+            behind = max(
+                (
+                    newest[stream].seq - position.seq
+                    for reader in self.readers
+                    for stream, position in reader.walk.positions.items()
+                    if reader.stays and stream in newest and stream not in self.load.lossy
+                ),
+                default=0,
+            )
+            for writer in self.writers:
+                writer.held = behind > MAX_BEHIND
+
+    async def footprint(self) -> dict[str, int]:
+        """What everybody holds: descriptors, connections, tasks."""
+        found = {"tasks of the clients": len(asyncio.all_tasks())}
+        for gateway in self.gateways:
+            process = psutil.Process(gateway.pid)
+            held = sum(each.num_fds() for each in (process, *process.children()))
+            found[f"descriptors of {gateway.url}"] = held
+        found["connections to Redis"] = int((await self.redis.info("clients"))["connected_clients"])
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"{self.gateways[0].url}/metrics")).text
+        # The probe reads too.
+        for name in ("tailrace_connections", "tailrace_subscriptions"):
+            found[name] = int(metric(text, name))
+        return found
+
+    async def expect_nothing_left(self, before: dict[str, int]) -> None:
+        """When all clients are gone, everything they took is given back."""
+
+        async def given_back() -> bool:
+            now = await self.footprint()
+            left = {
+                name: (before[name], number) for name, number in now.items() if number > before[name] + SLACK[name[:4]]
+            }
+            assert not left, left
+            return True
+
+        try:
+            await eventually(given_back, PATIENCE, every=0.2)
+        except AssertionError as error:
+            self.board.complain("left over", "everybody", "", str(error))
+
     async def run(self, seed: int, steps: AsyncIterator[Step]) -> Result:
         """The whole run: load, faults, the drain, the judgement."""
         began = time.monotonic()
+        before = await self.footprint()
         self.people()
         async with contextlib.AsyncExitStack() as stack:
-            reading = _tasks(stack, [*(reader.run() for reader in self.readers), self.disconnect(seed)])
+            reading = _tasks(stack, [*(reader.run() for reader in self.readers), self.disconnect(seed), self.pace()])
             writing = _tasks(stack, [writer.run() for writer in self.writers])
             await self.progress(5)
             async for step in steps:
@@ -278,6 +354,7 @@ class Arena:
             await self.drain(writing)
             truth = await read_truth(self.redis, self.streams)
             await self.catch_up(truth)
+        await self.expect_nothing_left(before)
         for gateway in self.gateways:
             for line in gateway.complaints():
                 self.board.complain("log", gateway.url, "", line)
@@ -329,6 +406,11 @@ def _fault(name: str) -> Fault:
     return MILD[name] if name in MILD else FAULTS[name][1]
 
 
+def metric(text: str, name: str) -> float:
+    """A metric, over all of its labels."""
+    return sum(float(found) for found in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE))
+
+
 def _http(proxy: Proxy) -> str:
     return proxy.url.replace("redis://", "http://")
 
@@ -362,9 +444,8 @@ async def read_truth(redis: RedisServer, streams: Sequence[str]) -> Truth:
     """What Redis itself holds."""
     truth: dict[str, list[Entry]] = {}
     for stream in streams:
-        kind, _, name = stream.partition(":")
         entries, at = [], "-"
-        while page := await redis.cli("XRANGE", f"{PREFIX}{kind}:{{{name}}}:events", at, "+", "COUNT", "5000"):
+        while page := await redis.cli("XRANGE", f"{Arena.key(stream)}:events", at, "+", "COUNT", "5000"):
             entries += page
             at = f"({page[-1][0]}"
         truth[stream] = [_entry(id_, fields) for id_, fields in entries]

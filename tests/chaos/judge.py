@@ -240,7 +240,7 @@ def judge(
 
     for stream, entries in truth.items():
         before = (entries[0].prev or ZERO) if entries and stream in lossy else ZERO
-        _judge_log(stream, entries, before, complain)
+        _judge_log(stream, entries, before, complain, reborn=stream in lossy)
         _judge_agreement(stream, entries, board, complain, lossy=stream in lossy)
         if stream in lossy:
             judge_lossy(stream, entries, board, walks, complain)
@@ -250,14 +250,15 @@ def judge(
     return found
 
 
-def _judge_log(stream: str, entries: Sequence[Entry], before: EntryId, complain: Any) -> None:
-    """The log is a chain from `before` on, and each of its events is there once."""
+def _judge_log(stream: str, entries: Sequence[Entry], before: EntryId, complain: Any, *, reborn: bool) -> None:
+    """The log is a chain from `before` on (or several, one after the other), and each of its events is there once."""
     values = Counter(entry.value for entry in entries)
     for value, times in values.items():
         if times > 1:
             complain("doubled", value, stream, f"is in the log {times} times")
     for entry in entries:
-        if entry.id <= before or entry.prev != before or entry.id.seq != before.seq + 1:
+        begins = reborn and entry.prev == ZERO and entry.id.seq == 1 and entry.id > before
+        if not begins and (entry.id <= before or entry.prev != before or entry.id.seq != before.seq + 1):
             complain("broken chain", "the log", stream, f"{entry.id} says it follows {entry.prev}, it follows {before}")
         before = entry.id
 

@@ -1,12 +1,13 @@
-"""A breakable link to Redis that can also keep its pushes to itself."""
+"""Breakable links: to Redis, which can keep its pushes to itself; to gateways, which can cut finely."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 
 from tests.support.proxy import Proxy
 
-__all__ = ["Link"]
+__all__ = ["Edge", "Link"]
 
 
 class Link(Proxy):
@@ -40,3 +41,30 @@ class _Mutable:
 
     async def drain(self) -> None:
         await self._to.drain()
+
+
+class Edge(Proxy):
+    """A breakable link between clients and a gateway; see `Proxy`.
+
+    Attributes:
+        slices: the first bytes of each new connection's answers come in pieces of one to seven bytes.
+    """
+
+    slices: random.Random | None = None
+    SLICED = 6_000
+    """So many bytes; then a connection is as others, or a run would do nothing else."""
+
+    async def _pass(self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, answers: bool) -> None:
+        if answers and self.slices is not None:
+            left, rng = self.SLICED, self.slices
+            while left > 0:
+                data = await source.read(left)
+                if not data:
+                    raise ConnectionResetError
+                left -= len(data)
+                while data:
+                    size = rng.randint(1, 7)
+                    to.write(data[:size])
+                    data = data[size:]
+                    await asyncio.sleep(0)
+        await super()._pass(source, to, answers=answers)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 
+from tests.chaos.limits import gateway_freeze, max_clients, no_descriptors, slices, worker_kill
+from tests.chaos.losses import eviction, removal, trimming
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -277,6 +279,9 @@ FAULTS: dict[str, tuple[str, Fault]] = {
     **{each.__name__: ("network", each) for each in (black_hole, latency, lost_replies, cut_replies, silent_pushes)},
     **{each.__name__: ("gateway", each) for each in (gateway_kill, gateway_stop, rolling_restart)},
     **{each.__name__: ("clients", each) for each in (client_storm, stalled_clients, publisher_kill, lost_answers)},
-    "overflow": ("alone", overflow),
+    **{each.__name__: ("network", each) for each in (slices,)},
+    **{each.__name__: ("gateway", each) for each in (gateway_freeze, worker_kill, no_descriptors)},
+    **{each.__name__: ("alone", each) for each in (overflow, max_clients, trimming, removal, eviction)},
 }
-"""Name → what it breaks, and how. Two at once are of different groups; the one that is alone breaks two things."""
+"""Name → what it breaks, and how. Two at once are of different groups. Those that are alone break two things, or
+lose records on purpose: a retry of what was stored and then deleted is stored again, which is no defect."""

@@ -60,13 +60,14 @@ class Reader:
         self.stays = True
         """Whether being sent away for good is wrong."""
         self._visit: asyncio.Task[None] | None = None
-        self._go = asyncio.Event()
-        self._go.set()
+        self._go, self._home = asyncio.Event(), asyncio.Event()
+        self.heal()
 
     async def run(self) -> None:
         """Connect, read, lose the connection, and so on."""
         try:
             while True:
+                await self._home.wait()
                 self._visit = asyncio.create_task(self.visit())
                 await asyncio.wait((self._visit,))
                 if not self._visit.cancelled() and (error := self._visit.exception()) is not None:
@@ -89,9 +90,15 @@ class Reader:
         self._go.clear()
         asyncio.get_running_loop().call_later(seconds, self._go.set)
 
+    def leave(self) -> None:
+        """Lose the connection and stay away until `heal`."""
+        self._home.clear()
+        self.cut()
+
     def heal(self) -> None:
-        """Read on."""
+        """Be there, and read on."""
         self._go.set()
+        self._home.set()
 
     async def visit(self) -> None:
         """One connection."""

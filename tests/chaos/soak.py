@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import random
-import re
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.chaos.arena import Arena, Load, Result, arena
+from tests.chaos.arena import Arena, Load, Result, arena, metric
 from tests.chaos.nemesis import Step
 from tests.chaos.writers import LENGTHS
 
@@ -114,20 +113,15 @@ async def sample(made: Arena) -> dict[str, float]:
         "gateway RSS, MiB": steady.memory_info().rss / 2**20,
         "gateway descriptors": float(steady.num_fds()),
         "gateway threads": float(steady.num_threads()),
-        "gateway connections": _metric(text, "tailrace_connections"),
-        "gateway subscriptions": _metric(text, "tailrace_subscriptions"),
-        "gateway topics": _metric(text, "tailrace_topics"),
+        "gateway connections": metric(text, "tailrace_connections"),
+        "gateway subscriptions": metric(text, "tailrace_subscriptions"),
+        "gateway topics": metric(text, "tailrace_topics"),
         "drained gateway RSS, MiB": drained.memory_info().rss / 2**20,
         "client tasks": float(len(asyncio.all_tasks())),
         "Redis memory, MiB": int(memory["used_memory"]) / 2**20,
         "Redis clients": float(clients["connected_clients"]),
         "Redis keys": float(await made.redis.cli("DBSIZE")),
     }
-
-
-def _metric(text: str, name: str) -> float:
-    """The sum over its labels."""
-    return sum(float(found) for found in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE))
 
 
 class Soak:

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from tests.chaos.arena import TRANSPORTS, arena
-from tests.chaos.judge import Board
+from tests.chaos.arena import arena
 from tests.chaos.nemesis import FAULTS, Step, plan
+from tests.chaos.report import Goal
 
 # With `everysec` Redis holds back its writes while an fsync is under way: on a slow disk a kill may lose them.
 UNSYNCED = (
@@ -31,13 +31,6 @@ async def once(seed: int, names: Sequence[str]) -> AsyncIterator[Step]:
             return
 
 
-def thin_cells(board: Board, names: Sequence[str]) -> list[tuple[str, str, int]]:
-    """Transports on which too little happened during a fault: what is not tried is not shown."""
-    labels = {label for label, _, _ in board.counts if set(label.split("+")) & set(names)}
-    counts = {(label, each): board.counts[label, each, "deliveries"] for label in labels for each in TRANSPORTS}
-    return [(label, each, number) for (label, each), number in counts.items() if number < 10]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("seed", "sync", "names"), [(3, "no", UNSYNCED), (4, "always", ALWAYS)], ids=["3", "4"])
@@ -47,7 +40,7 @@ async def test_nothing_is_lost_doubled_or_skipped_in_silence(seed: int, sync: st
 
     schedule = "\n".join(result.steps)
     assert not result.violations, f"seed {seed}\n{schedule}\n" + "\n".join(map(str, result.violations[:20]))
-    assert thin_cells(result.board, names) == [], schedule
+    assert Goal().thin(result.board, names) == [], schedule
     effects = {measure for _, part, measure in result.board.counts if part == "redis"}
     assert effects == ({"overflows", "refusals"} if "overflow" in names else set()), "a fault had no effect"
 

@@ -63,6 +63,8 @@ class Writer:
         self.pause = self.usual_pause = 0.08
         self.batch = self.usual_batch = 1
         self.size = 120
+        self.held = False
+        """Whether it publishes only one event at a time, slowly: some reader is far behind."""
         self._number = 0
         self._turn = 0
         self._stop = asyncio.Event()
@@ -73,7 +75,7 @@ class Writer:
             self._turn += 1
             stream = self.streams[self._turn % len(self.streams)]
             attempts = []
-            for _ in range(self.batch):
+            for _ in range(1 if self.held else self.batch):
                 self._number += 1
                 attempts.append(self.board.attempt(self.name, stream, f"{self.name}/{self._number}"))
             ids = await self.settle(attempts, [self.body(attempt) for attempt in attempts])
@@ -82,7 +84,7 @@ class Writer:
                 self.board.note("acknowledged", self.name, stream=stream, value=attempt.value, id=id_)
             self.acked += len(attempts)
             self.board.count("publish", "acknowledged", len(attempts))
-            await asyncio.sleep(random.uniform(0, 2 * self.pause))
+            await asyncio.sleep(0.2 if self.held else random.uniform(0, 2 * self.pause))
 
     def burst(self, size: int, pause: float) -> None:
         """Publish larger events, one by one and faster, until `calm`."""

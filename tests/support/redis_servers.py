@@ -24,6 +24,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,19 @@ class RedisServer:
         if isinstance(reply, hiredis.ReplyError):
             raise reply
         return reply
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+        """A connection that stays, for where no new one can be made; commands as with `cli`."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(self.socket))
+            reader = hiredis.Reader(encoding="utf-8", errors="surrogateescape")
+
+            async def call(*args: str | bytes | int) -> Any:
+                return await asyncio.to_thread(_exchange, client, reader, *args)
+
+            yield call
 
     async def rewrite(self) -> None:
         """Write the append-only file anew, and wait until that is done."""
