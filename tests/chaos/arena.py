@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
 from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, parse_id, value_of
@@ -22,6 +21,7 @@ from tests.chaos.links import Edge, Link
 from tests.chaos.losses import REBORN_STREAM, TRIMMED_STREAM
 from tests.chaos.nemesis import FAULTS, MILD, Fault, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
+from tests.chaos.wire import http_client
 from tests.chaos.writers import LENGTHS, HttpWriter, KilledWriter, LogWriter, Writer, kinds_toml
 from tests.e2e.harness import Gateway, token
 from tests.support.need import need_redis70
@@ -37,6 +37,8 @@ LOSSY = (TRIMMED_STREAM, REBORN_STREAM)
 """They lose records by design; the judge holds what was lost against what was told."""
 SECRET_STREAM = "run:secret"
 TRANSPORTS = ("sse", "sse-many", "ws", "ws-many", "poll", "poll-many", "client-http", "client-redis")
+MAX_LATE_SECONDS = 0.4
+"""This process itself may be late before the publishers slow down: its calls have deadlines too."""
 MAX_BEHIND = 20_000
 """Records that a reader may be behind before the publishers wait for it."""
 SLACK = {"task": 8, "desc": 8, "conn": 6, "tail": 0}
@@ -71,8 +73,9 @@ class Load:
         sets: how many readers of every transport.
         more: how many more on the transports that are cheap to read.
         pause: seconds between two calls of a publisher, on average.
-        batch: events in a call straight on Redis; over HTTP a fifth of it, so that the last 1 024 uids of a stream
-            reach further back than the longest fault.
+        batch: events in a call straight on Redis; over HTTP a fifth of it and a fifth as often, so that the last 1 024
+            uids of a stream reach further back than the longest fault.
+        rest: seconds between two long-polls of a reader.
         cuts: seconds between two lost connections, at least and at most.
         killed: whether publisher processes are killed.
         workers: how many processes each gateway has.
@@ -85,6 +88,7 @@ class Load:
     more: int = 0
     pause: float = 0.08
     batch: int = 1
+    rest: float = 0.0
     cuts: tuple[float, float] = (0.1, 0.5)
     killed: bool = True
     workers: tuple[int, int] = (1, 2)
@@ -184,7 +188,8 @@ class Arena:
             ]
         self.writers += self.killed
         for writer in self.writers:
-            writer.pause = writer.usual_pause = self.load.pause
+            seldom = 5 if self.load.batch > 1 and not isinstance(writer, LogWriter) else 1
+            writer.pause = writer.usual_pause = self.load.pause * seldom
         for index in range(self.load.sets):
             self._readers(f"{index}", streams[index % len(streams) :][:1], streams[: 2 + index % 2], app)
         for index in range(self.load.sets, self.load.sets + self.load.more):
@@ -194,6 +199,9 @@ class Arena:
         for stream in set(self.load.lossy) - set(streams):
             self._readers(f"-{stream}", [stream], [stream, streams[0]], app)
         self._intruders()
+        for reader in self.readers:
+            if isinstance(reader, PollReader):
+                reader.rest = self.load.rest
 
     def _write(self, index: int, streams: list[str], app: str, bearer: str) -> None:
         http = HttpWriter(self.board, f"http{index}", streams, url=self.edge_url, token=bearer, named=self._named)
@@ -292,8 +300,11 @@ class Arena:
 
     async def pace(self) -> None:
         """Hold the writers back while a reader is far behind: what is to be tried is faults, not patience."""
+        loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + 0.5
             await asyncio.sleep(0.5)
+            late = loop.time() - due
             # The last key is the last one that anybody was the first to see.
             newest = {stream: next(reversed(seen)) for stream, seen in self.board.seen.items() if seen}
             behind = max(
@@ -306,7 +317,7 @@ class Arena:
                 default=0,
             )
             for writer in self.writers:
-                writer.held = behind > MAX_BEHIND
+                writer.held = behind > MAX_BEHIND or late > MAX_LATE_SECONDS
 
     async def footprint(self) -> dict[str, int]:
         """What everybody holds: descriptors, connections, tasks."""
@@ -316,7 +327,7 @@ class Arena:
             held = sum(each.num_fds() for each in (process, *process.children()))
             found[f"descriptors of {gateway.url}"] = held
         found["connections to Redis"] = int((await self.redis.info("clients"))["connected_clients"])
-        async with httpx.AsyncClient() as client:
+        async with http_client() as client:
             text = (await client.get(f"{self.gateways[0].url}/metrics")).text
         # The probe reads too.
         for name in ("tailrace_connections", "tailrace_subscriptions"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import hiredis
 import httpx
 
+from tests.chaos.wire import http_client
 from tests.chaos.writers import Writer
 from tests.support.wait import eventually
 
@@ -57,7 +58,7 @@ async def removal(arena: Arena, rng: random.Random) -> None:
         await _written(writers, rng.randint(5, 30))
         match rng.choice(("delete", "DEL", "expire", "all")):
             case "delete":
-                async with httpx.AsyncClient(headers={"authorization": f"Bearer {arena.bearer}"}, timeout=20) as client:
+                async with http_client(arena.bearer) as client:
                     with contextlib.suppress(httpx.HTTPError):
                         await client.delete(f"{arena.url()}/api/v1/streams/{REBORN_STREAM}")
             case "DEL":

@@ -21,10 +21,13 @@ from tailrace.core.event import Ended, Gap, Record
 from tailrace.core.ids import ZERO
 from tailrace.core.names import StreamName
 from tests.chaos.judge import Body, Walk, parse_id
-from tests.chaos.wire import LOST, Url
+from tests.chaos.wire import LOST, Url, http_client
 from tests.e2e.harness import EventSource
 
 __all__ = ["ClientReader", "PollReader", "Reader", "SocketReader", "SourceReader"]
+
+
+POLL_LIMIT = 1_000
 
 
 class _Envelope(msgspec.Struct):
@@ -260,11 +263,13 @@ class SocketReader(Reader):
 
 
 class PollReader(Reader):
-    """Long-polls."""
+    """Long-polls. After an answer that was not full it rests: a request for each batch is all that a run would do."""
+
+    rest = 0.0
 
     async def visit(self) -> None:
         """See `Reader`."""
-        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self.token}"}, timeout=20) as client:
+        async with http_client(self.token) as client:
             self.walk.connected()
             while True:
                 await self.may_read()
@@ -272,7 +277,7 @@ class PollReader(Reader):
 
     async def _poll(self, client: httpx.AsyncClient) -> None:
         query: list[tuple[str, str | int | float | bool | None]] = [("stream", str(stream)) for stream in self.streams]
-        query += [("cursor", self.cursor()), ("timeout", "5"), ("limit", "1000")]
+        query += [("cursor", self.cursor()), ("timeout", "5"), ("limit", str(POLL_LIMIT))]
         answer = await client.get(f"{self.url()}/api/v1/events/poll", params=query)
         if answer.status_code != 200:
             if answer.status_code != 503:
@@ -281,6 +286,8 @@ class PollReader(Reader):
         page = _PAGE.decode(answer.content)
         self._in_order(page.events, page.gaps)
         self.walk.placed(parse_cursor(page.cursor, self.streams), "the answer's cursor")
+        if len(page.events) < POLL_LIMIT:
+            await asyncio.sleep(self.rest)
         for ended in page.ended:
             self.take(json.dumps(ended, separators=(",", ":")).encode())
 

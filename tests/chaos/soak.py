@@ -23,11 +23,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from tests.chaos.arena import Arena, Load, Result, arena, metric
 from tests.chaos.nemesis import Step
+from tests.chaos.wire import http_client
 from tests.chaos.writers import LENGTHS
 
 __all__ = ["BOUNDS", "Growth", "growth", "growths", "main"]
@@ -105,7 +105,7 @@ def growths(times: Sequence[float], series: Series) -> list[Growth]:
 async def sample(made: Arena) -> dict[str, float]:
     """All series at this moment."""
     steady, drained = (psutil.Process(gateway.pid) for gateway in made.gateways)
-    async with httpx.AsyncClient() as client:
+    async with http_client() as client:
         text = (await client.get(f"{made.gateways[0].url}/metrics")).text
     memory = await made.redis.info("memory")
     clients = await made.redis.info("clients")

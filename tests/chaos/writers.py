@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tailrace.core.event import Event
 from tailrace.core.ids import EntryId
 from tailrace.core.kinds import Kinds, StreamKind
@@ -23,7 +21,7 @@ from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable, OutcomeUnknown
 from tailrace.eventlog.redis.log import RedisLog
 from tests.chaos.judge import Attempt, Board, Outcome, parse_id
-from tests.chaos.wire import LOST, Url
+from tests.chaos.wire import LOST, Url, http_client
 
 __all__ = ["LENGTHS", "HttpWriter", "KilledWriter", "LogWriter", "Writer", "kinds", "kinds_toml"]
 
@@ -122,7 +120,7 @@ class HttpWriter(Writer):
         super().__init__(board, name, streams)
         self._url = url
         self._named = named
-        self._client = httpx.AsyncClient(headers={"authorization": f"Bearer {token}"}, timeout=8)
+        self._client = http_client(token, timeout=8)
 
     async def run(self) -> None:
         """See `Writer`."""
