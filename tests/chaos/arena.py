@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, parse_id, value_of
-from tests.chaos.links import Edge, Link
+from tests.chaos.links import Edge, Link, Network
 from tests.chaos.losses import REBORN_STREAM, TRIMMED_STREAM
 from tests.chaos.nemesis import FAULTS, MILD, Fault, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
@@ -37,13 +37,13 @@ LOSSY = (TRIMMED_STREAM, REBORN_STREAM)
 """They lose records by design; the judge holds what was lost against what was told."""
 SECRET_STREAM = "run:secret"
 TRANSPORTS = ("sse", "sse-many", "ws", "ws-many", "poll", "poll-many", "client-http", "client-redis")
-MAX_LATE_SECONDS = 0.4
+MAX_LATE_SECONDS = 3.0
 """This process itself may be late before the publishers slow down: its calls have deadlines too."""
 MAX_BEHIND = 20_000
 """Records that a reader may be behind before the publishers wait for it."""
 SLACK = {"task": 8, "desc": 8, "conn": 6, "tail": 0}
 """By how a part's name begins: connections to Redis are made when they are needed, and stay."""
-PATIENCE = 180.0
+PATIENCE = 300.0
 """How long anything may take that must come about at last; a loaded machine is no defect."""
 
 
@@ -113,7 +113,8 @@ class Arena:
         self.redis = RedisServer(need_redis70(), {"appendfsync": "no", **(redis or {})}, port=port)
         self.others: list[RedisServer] = []
         """More servers that end with the arena."""
-        self.proxies = [Link(str(self.redis.socket)) for _ in range(3)]
+        self.network = Network()
+        self.proxies = [Link(self.network, str(self.redis.socket)) for _ in range(3)]
         self.edges: list[Edge] = []
         self.gateways: list[Gateway] = []
         self.writers: list[Writer] = []
@@ -154,7 +155,7 @@ class Arena:
         """Start the servers."""
         await self.redis.start()
         for index, proxy in enumerate(self.proxies):
-            await proxy.start()
+            await proxy.begin()
             if index == 0:
                 continue
             folder = self.folder / f"gateway{index}"
@@ -164,9 +165,9 @@ class Arena:
             settings["workers"] = str(self.load.workers[index - 1])
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:
-            edge = Edge(("127.0.0.1", gateway.port), port=find_port())
+            edge = Edge(self.network, ("127.0.0.1", gateway.port), port=find_port())
             self.edges.append(edge)
-            await edge.start()
+            await edge.begin()
             await gateway.start(ready=False)
         for gateway in self.gateways:
             await self.wait_ready(gateway)
@@ -195,7 +196,8 @@ class Arena:
         for index in range(self.load.sets, self.load.sets + self.load.more):
             self._reader(SourceReader, "sse", streams[index % len(streams) :][:1], f"{index}")
             self._reader(SourceReader, "sse-many", streams, f"{index}")
-            self._reader(PollReader, "poll-many", streams, f"{index}")
+            if index % 4 == 0:
+                self._reader(PollReader, "poll-many", streams, f"{index}")
         for stream in set(self.load.lossy) - set(streams):
             self._readers(f"-{stream}", [stream], [stream, streams[0]], app)
         self._intruders()
@@ -292,11 +294,15 @@ class Arena:
             self.board.complain("stuck", "everybody", "", f"not in {PATIENCE} s: {error}")
 
     async def disconnect(self, seed: int) -> None:
-        """Readers lose their connections all the time."""
+        """Readers lose their connections all the time; most of them not before they were given something on it."""
         rng = random.Random(seed)
+        had = dict.fromkeys(self.readers, 0)
         while self._cutting:
             await asyncio.sleep(rng.uniform(*self.load.cuts))
-            rng.choice(self.readers).cut()
+            reader = rng.choice(self.readers)
+            if reader.walk.deliveries > had[reader] or rng.random() < 0.1:
+                had[reader] = reader.walk.deliveries
+                reader.cut()
 
     async def pace(self) -> None:
         """Hold the writers back while a reader is far behind: what is to be tried is faults, not patience."""
@@ -404,9 +410,10 @@ class Arena:
         for gateway in self.gateways:
             await gateway.kill()
         for proxy in (*self.edges, *self.proxies):
-            await proxy.aclose()
+            await proxy.end()
         for server in (self.redis, *self.others):
             await asyncio.to_thread(server.remove_sync)
+        self.network.close()
 
 
 class _Intruder(Walk):

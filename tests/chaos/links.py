@@ -4,13 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
+import threading
+from collections.abc import Coroutine
+from typing import Any
 
-from tests.support.proxy import Proxy
+from tests.support.proxy import Address, Proxy
 
-__all__ = ["Edge", "Link"]
+__all__ = ["Edge", "Link", "Network"]
 
 
-class Link(Proxy):
+class Network:
+    """An event loop in a thread of its own, for all links of a run: a loop that is busy with thousands of records would
+    delay every byte, and the calls of a run have deadlines."""
+
+    def __init__(self) -> None:
+        sys.setswitchinterval(0.001)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="chaos-network", daemon=True)
+        self._thread.start()
+
+    async def do(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something there, and wait for it."""
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+    def close(self) -> None:
+        """End the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+class _Far(Proxy):
+    """A proxy that lives in a network's thread. Its switches are set from anywhere."""
+
+    def __init__(self, network: Network, target: Address, *, port: int = 0) -> None:
+        super().__init__(target, port=port)
+        self._network = network
+
+    async def begin(self) -> None:
+        """`start`, from the run's own loop."""
+
+        async def work() -> None:
+            await self.start()
+
+        await self._network.do(work())
+
+    async def end(self) -> None:
+        """`aclose`, from the run's own loop."""
+        await self._network.do(self.aclose())
+
+    def reset_all(self) -> None:
+        """See `Proxy`."""
+        self._network.loop.call_soon_threadsafe(super().reset_all)
+
+    def restore(self) -> None:
+        """See `Proxy`."""
+        self._network.loop.call_soon_threadsafe(super().restore)
+
+
+class Link(_Far):
     """See `Proxy`.
 
     Attributes:
@@ -43,7 +96,7 @@ class _Mutable:
         await self._to.drain()
 
 
-class Edge(Proxy):
+class Edge(_Far):
     """A breakable link between clients and a gateway; see `Proxy`.
 
     Attributes:

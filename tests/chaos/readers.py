@@ -183,6 +183,8 @@ class _Source(EventSource):
             *events, rest = (rest + chunk[:-2]).split(b"\n\n")
             for event in events:
                 self._take(event)
+            # What is buffered comes without a wait; others want their turn too.
+            await asyncio.sleep(0)
 
     def _take(self, event: bytes) -> None:
         data = b""
