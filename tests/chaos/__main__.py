@@ -14,7 +14,7 @@ from tests.chaos.arena import Arena, Load, Result, arena
 from tests.chaos.nemesis import FAULTS, Step, plan
 from tests.chaos.report import Goal, as_markdown, dump, total
 
-LARGE = Load(sets=2, more=12, batch=100, pause=0.12, rest=1.0, cuts=(0.05, 0.18))
+LARGE = Load(sets=2, more=18, batch=100, pause=0.12, rest=1.0, cuts=(0.05, 0.18))
 """What a million deliveries and more are made with."""
 
 

@@ -30,7 +30,7 @@ async def max_clients(arena: Arena, rng: random.Random) -> None:
         await asyncio.sleep(rng.uniform(1, 4))
         await call("CONFIG", "SET", "maxclients", 10_000)
     if int((await arena.redis.info("stats"))["rejected_connections"]) > before:
-        arena.board.count("redis", "rejections")
+        arena.board.count("effect", "rejections")
 
 
 async def no_descriptors(arena: Arena, rng: random.Random) -> None:
@@ -74,7 +74,7 @@ async def worker_kill(arena: Arena, rng: random.Random) -> None:
         victim.kill()
         with contextlib.suppress(AssertionError):
             await eventually(lambda w=workers: not {c.pid for c in process.children()} <= {c.pid for c in w}, 60)  # type: ignore[misc]
-            arena.board.count("redis", "restarts")
+            arena.board.count("effect", "restarts")
         await asyncio.sleep(rng.uniform(0, 0.5))
 
 

@@ -113,7 +113,7 @@ async def overflow(arena: Arena, rng: random.Random) -> None:
             writer.burst(40_000, 0.01)
         with contextlib.suppress(AssertionError):
             await eventually(lambda: path.read_text(errors="replace").count(sign) > before, 60, every=0.1)
-            arena.board.count("redis", "overflows")
+            arena.board.count("effect", "overflows")
     finally:
         for writer in arena.writers:
             writer.calm()
@@ -129,7 +129,7 @@ async def out_of_memory(arena: Arena, rng: random.Random) -> None:
     try:
         with contextlib.suppress(AssertionError):
             await eventually(lambda: sum(writer.failures for writer in arena.writers) > before, 60, every=0.1)
-            arena.board.count("redis", "refusals")
+            arena.board.count("effect", "refusals")
         await asyncio.sleep(rng.uniform(0.2, 2))
     finally:
         with contextlib.suppress(OSError, hiredis.ReplyError):

@@ -60,7 +60,7 @@ class Goal:
             for each in TRANSPORTS
             if found[fault, each, "deliveries"] < self.least
             or found[fault, each, "connects"] < self.least_connects
-            or (fault in LOSING and not found[fault, each, "gaps"])
+            or (fault in LOSING and not found[fault, each, "gaps"] + found[fault, each, "ends"])
         ]
 
     def missing(self, board: Board, faults: Sequence[str]) -> list[str]:
