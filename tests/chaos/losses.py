@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import hiredis
 import httpx
 
-from tests.chaos.wire import http_client
 from tailrace.hub.hub import LINGER_SECONDS
+from tests.chaos.wire import http_client
 from tests.chaos.writers import Writer
 from tests.support.wait import eventually
 

@@ -48,6 +48,15 @@ class Bench:
         where = "*" if at is None else str(at)
         return EntryId.parse(await self.server.cli("XADD", self.events_key(stream), where, *words))
 
+    async def trim(self, stream: StreamName, length: int) -> None:
+        """XTRIM by somebody else: only the newest stay."""
+        if self.server is None:
+            assert isinstance(self.log, MemoryLog)
+            page = await self.log.range(stream, limit=1_000)
+            self.log.drop(stream, *[record.id for record in page.records[: max(0, len(page.records) - length)]])
+        else:
+            await self.server.cli("XTRIM", self.events_key(stream), "MAXLEN", "=", length)
+
     async def drop(self, stream: StreamName, *entries: EntryId) -> None:
         """XDEL by somebody else."""
         if self.server is None:

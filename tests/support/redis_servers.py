@@ -307,6 +307,8 @@ class RedisServer:
             async def call(*args: str | bytes | int) -> Any:
                 return await asyncio.to_thread(_exchange, client, reader, *args)
 
+            if self.credentials:
+                await call("AUTH", *self.credentials)
             yield call
 
     async def rewrite(self) -> None:
