@@ -149,6 +149,18 @@ class Told:
                 # After a deletion the same id could come again within a millisecond, on one of the two.
                 await asyncio.sleep(0.0015)
                 return self.known(await self.bench.add_foreign(stream, {"type": "f", "n": "1"}))
+            case "read", (index, limit):
+                records, more, first = self.page(await log.read(stream, self.at(index), limit=limit))
+                # `first` need not be told where the cursor itself is there.
+                return records, more, first if not records or records[0][0] != self.known(self.at(index)) else None
+            case "range", (low, high, limit, reverse):
+                ends = {"start": self.at(low) if low else None, "end": self.at(high) if high else None}
+                return self.page(await log.range(stream, **ends, limit=limit, reverse=reverse))
+        return await self._do_more(what, *args)
+
+    async def _do_more(self, what: str, *args: Any) -> Any:
+        log, stream = self.bench.log, self.stream
+        match what, args:
             case "restart", ():
                 if self.bench.server is not None:
                     await self.bench.server.restart()
@@ -180,13 +192,6 @@ class Told:
             case "drop", (index,):
                 await self.bench.drop(stream, self.at(index))
                 return None
-            case "read", (index, limit):
-                records, more, first = self.page(await log.read(stream, self.at(index), limit=limit))
-                # `first` need not be told where the cursor itself is there.
-                return records, more, first if not records or records[0][0] != self.known(self.at(index)) else None
-            case "range", (low, high, limit, reverse):
-                ends = {"start": self.at(low) if low else None, "end": self.at(high) if high else None}
-                return self.page(await log.range(stream, **ends, limit=limit, reverse=reverse))
         raise AssertionError(what)
 
 
