@@ -195,7 +195,8 @@ class SpoolFile:
             elif self._head > max(COMPACT_BYTES, self._size - self._head):
                 self._compact()
             else:
-                self._append(b'{"done":%d}\n' % self._head)
+                with contextlib.suppress(WouldBlock):  # a full disk: without the note, entries may come again
+                    self._append(b'{"done":%d}\n' % self._head)
 
     def close(self) -> None:
         """See `Spool`."""
@@ -250,12 +251,16 @@ class SpoolFile:
         fresh = self.path.with_suffix(".new")
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        _write(fd, self._head_line + (FINISHED if self.finished else b""))
-        begin = os.fstat(fd).st_size
-        for line, _ in self._lines(self._head):
+        try:
+            _write(fd, self._head_line + (FINISHED if self.finished else b""))
+            begin = os.fstat(fd).st_size
             # Notes of delivery speak of offsets in the old file.
-            if line.startswith(b'{"s"'):
+            for line in (each for each, _ in self._lines(self._head) if each.startswith(b'{"s"')):
                 _write(fd, line + b"\n")
+        except OSError:  # no room for both: the old one is good, and a later call tries again
+            os.close(fd)
+            fresh.unlink()
+            return
         fresh.rename(self.path)
         os.close(self._fd)
         self._fd = fd
