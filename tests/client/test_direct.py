@@ -13,7 +13,7 @@ from tailrace.core.kinds import StreamKind
 from tailrace.errors import LogUnavailable, NotFound
 from tailrace.testing import memory_log, memory_tailrace, take
 from tests.support.proxy import StartProxy
-from tests.support.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
 
@@ -125,3 +125,25 @@ async def test_a_subscription_waits_for_a_redis_that_is_away(
 
     assert [int(item.data) for item in items if isinstance(item, Record)] == [0, 1]
     assert links[-1] is True
+
+
+async def test_a_client_whose_closing_is_cancelled_gives_back_everything(
+    start_redis: StartRedis,
+) -> None:
+    server = await start_redis()
+    before = len(asyncio.all_tasks())
+    client = Tailrace(server.url, key_prefix="t:")
+    await client.publish("run:1", "note", 1)
+    subscription = client.subscribe("run:1")
+    await take(subscription, 1)
+    closing = asyncio.create_task(client.aclose())
+    await asyncio.sleep(0)
+
+    closing.cancel()
+    await asyncio.wait([closing])
+
+    async def nothing_is_left() -> bool:
+        connected = int((await server.info("clients"))["connected_clients"])
+        return connected == 1 and len(asyncio.all_tasks()) == before
+
+    await eventually(nothing_is_left, 30)

@@ -286,13 +286,14 @@ class Tailrace:
         """Deliver what was emitted, as far as the time goes, and give back everything.
 
         What is left stays in the spool folder and is delivered by the next client on it; without one it is lost.
+        Cancelled: it ends without delivering more, and gives back everything all the same.
         """
         if self._closed:
             return
         self._closed = True
-        for subscription in list(self._subscriptions):
-            await subscription.aclose()
         try:
+            for subscription in list(self._subscriptions):
+                await subscription.aclose()
             if self._emitting is not None:
                 await self._emitting.aclose(flush_seconds)
         finally:
