@@ -86,8 +86,13 @@ def create_gateway(
 
 def _features(settings: Settings) -> list[Feature]:
     """The features that the settings switch on."""
-    del settings
-    return []
+    features: list[Feature] = []
+    if settings.rollout_enabled and settings.redis_url is not None:
+        from tailrace.features.rollout.feature import RolloutFeature
+
+        url = settings.redis_url.get_secret_value()
+        features.append(RolloutFeature(url, prefix=settings.key_prefix, enabled=settings.redis_stream_enabled))
+    return features
 
 
 async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:

@@ -192,6 +192,8 @@ class Settings(BaseSettings):
     """Whether there are runs: their routes, and the workers that end what was lost."""
     run_lease_seconds: Annotated[float, Field(ge=1, le=3_600, allow_inf_nan=False)] = 15.0
     """A claimed run whose producer was silent for this long is `lost`."""
+    rollout_enabled: bool = True
+    """Whether this gateway follows rollouts from Pub/Sub to streams, and may guard them."""
     kinds: dict[str, KindSettings] = {}
     """Stream kinds, as `[kinds.<name>]` tables."""
 

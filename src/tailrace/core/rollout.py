@@ -218,7 +218,7 @@ class GuardLimits(msgspec.Struct, frozen=True, kw_only=True):
     publish_errors: float = 0.05
     lag_seconds: float = 2.0
     least_compared: int = 100
-    least_published: int = 20
+    least_published: int = 100
 
 
 class Readings(msgspec.Struct, frozen=True, kw_only=True):

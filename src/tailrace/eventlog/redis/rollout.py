@@ -13,6 +13,7 @@ Rules of this file
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ import msgspec
 from tailrace.core.rollout import Rollout
 from tailrace.errors import Conflict, LogUnavailable
 from tailrace.eventlog.redis.calls import Calls, load_script
+from tailrace.eventlog.redis.connection import ReplyError
 from tailrace.eventlog.redis.topology import Topology, open_topology
 from tailrace.eventlog.rollout import CHANGES_KEPT, Change, GuardNote, Look, PublishReport
 
@@ -48,6 +50,8 @@ class RedisRollout:
     def __init__(self, topology: Topology | str, *, prefix: str = "tailrace:") -> None:
         self.topology = open_topology(topology) if isinstance(topology, str) else topology
         self.prefix = prefix
+        self.name = secrets.token_hex(4)
+        """Of this object, among all processes."""
         self.reports = f"{prefix}rollout:reports"
         base = f"{prefix}rollout:{{rollout}}"
         self._state, self._changes = f"{base}:state", f"{base}:changes"
@@ -67,7 +71,8 @@ class RedisRollout:
         seconds, micros, flat = await self._calls.script(_LOOK, (self._state,))
         fields = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
         stored = {name.removeprefix("k:"): value for name, value in fields.items() if name.startswith("k:")}
-        rollouts = {kind: msgspec.json.decode(value, type=Rollout) for kind, value in stored.items()}
+        rollouts = {name.removeprefix("m:"): Rollout() for name in fields if name.startswith("m:")}
+        rollouts |= {kind: msgspec.json.decode(value, type=Rollout) for kind, value in stored.items()}
         version, told = (int(fields.get(name, 0)) for name in ("version", "told"))
         return Look(int(seconds) + int(micros) / 1e6, rollouts, version, told), stored
 
@@ -142,14 +147,16 @@ class RedisRollout:
         """Tell the guards how publishing goes here. A message, not a key: a full server takes it too."""
         await self._calls.call(self._state, "PUBLISH", self.reports, _json.encode(report))
 
-    async def memory_bytes(self) -> int | None:
-        """What the server holds in memory; None: this login may not ask."""
+    async def memory(self) -> tuple[int, int]:
+        """What the server holds in memory and its limit, in bytes; (0, 0): this login may not ask."""
         try:
             text = await self._calls.call(self._state, "INFO", "memory")
-        except LogUnavailable:
-            return None
-        found = [line for line in text.decode().splitlines() if line.startswith("used_memory:")]
-        return int(found[0].partition(":")[2]) if found else None
+        except LogUnavailable as exc:
+            if isinstance(exc.__cause__, ReplyError):
+                return 0, 0
+            raise
+        facts = dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
+        return int(facts.get("used_memory", 0)), int(facts.get("maxmemory", 0))
 
 
 def _describe(action: str, kind: str, before: Rollout, after: Rollout) -> Change:

@@ -60,7 +60,9 @@ class RolloutView:
         self._ahead = 0.0
         """The clock of Redis minus ours."""
         self._known = asyncio.Event()
+        self._moved = asyncio.Event()
         self._reports: dict[str, PublishReport] = {}
+        self._counters: list[tuple[str, Callable[[], tuple[int, int]], list[int]]] = []
         self._listeners: list[Callable[[], None]] = []
 
     # -- asking -----------------------------------------------------------------------------------------------------
@@ -88,6 +90,14 @@ class RolloutView:
         """The kinds that anybody ever moved."""
         return tuple(self._rollouts)
 
+    def governs(self, stream: StreamName) -> bool:
+        """Whether anybody ever moved streams of this kind; else the settings say how they are written and read."""
+        return stream.kind in self._rollouts
+
+    def follow_counts(self, kind: str, read: Callable[[], tuple[int, int]]) -> None:
+        """Report what a publisher counts, its tries and its errors since it was made, as they grow."""
+        self._counters.append((kind, read, [0, 0]))
+
     def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have `listener` called after each change that is heard of; returns what ends that."""
         self._listeners.append(listener)
@@ -104,6 +114,11 @@ class RolloutView:
         self._reports[report.kind] = report if before is None else before.plus(report)
 
     async def _report(self) -> None:
+        for kind, read, before in self._counters:
+            tries, errors = read()
+            if tries > before[0]:
+                self._add(PublishReport(kind=kind, published=tries - before[0], errors=errors - before[1]))
+            before[:] = tries, errors
         reports, self._reports = self._reports, {}
         for report in reports.values():
             try:
@@ -131,6 +146,10 @@ class RolloutView:
                 await self._known.wait()
         return self._known.is_set()
 
+    async def wait_moved(self) -> None:
+        """Wait until some kind was ever moved."""
+        await self._moved.wait()
+
     async def run(self) -> None:
         """Look until cancelled. A Redis that is away is no error: what was known last goes on."""
         while True:
@@ -157,6 +176,8 @@ class RolloutView:
         self.has_streams, self._rollouts, self.version = has_streams, dict(look.rollouts), look.version
         self.up = True
         self._known.set()
+        if self._rollouts:
+            self._moved.set()
         if changed:
             known = {kind: f"{each.percent} %" for kind, each in self._rollouts.items()}
             log.info("the rollout is", extra={"kinds": known, "version": self.version})

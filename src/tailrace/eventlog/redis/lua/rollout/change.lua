@@ -16,12 +16,12 @@ end
 if now - tonumber(ARGV[5]) > tonumber(ARGV[6]) then
   return { 'late' }
 end
-local stored = redis.pcall('HSET', KEYS[1], field, ARGV[3])
+local stored = redis.pcall('HSET', KEYS[1], field, ARGV[3], 'm:' .. ARGV[1], '1')
 if type(stored) == 'table' and stored.err then
   if ARGV[8] ~= '1' then
     return stored
   end
-  -- A server without memory refuses HSET and takes HDEL; a kind without a field is on Pub/Sub.
+  -- A server without memory refuses HSET and takes HDEL; a kind with `m:` alone is on Pub/Sub.
   redis.call('HDEL', KEYS[1], field)
   return { 'forced' }
 end

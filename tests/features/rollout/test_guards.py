@@ -1,0 +1,120 @@
+"""The guards on a real Redis under traffic: they roll back for what is bad, and for nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tailrace.core.rollout import FULL
+from tailrace.eventlog.redis.rollout import RedisRollout
+from tailrace.eventlog.rollout import CHANGE_STREAM
+from tests.features.rollout.support import Stage, stage
+from tests.support.redis_servers import RedisServer, StartRedis
+from tests.support.wait import eventually
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest_asyncio.fixture
+async def server(start_redis: StartRedis) -> RedisServer:
+    # Old channels are outside of our prefix: the minimal rights of other tests do not reach them.
+    return await start_redis(limited=False)
+
+
+@pytest_asyncio.fixture
+async def made(server: RedisServer) -> AsyncIterator[Stage]:
+    async with stage(server) as made:
+        yield made
+
+
+async def test_one_per_cent_of_events_that_differ_rolls_back(made: Stage) -> None:
+    await made.turn_on()
+
+    made.traffic.lose_every = 100
+
+    assert "events differ" in await made.wait_rolled_back()
+    assert made.metric("tailrace_rollout_rollbacks_total", kind="workflow") == 1
+    assert made.metric("tailrace_rollout_compared_total", kind="workflow", result="missing") > 0
+
+
+async def test_five_per_cent_of_publishes_that_fail_roll_back(made: Stage) -> None:
+    await made.turn_on()
+
+    made.traffic.fail_every = 20
+
+    assert "publishes failed" in await made.wait_rolled_back()
+    assert made.metric("tailrace_rollout_publish_errors_total", kind="workflow") > 0
+
+
+async def test_a_lag_of_two_seconds_rolls_back(made: Stage) -> None:
+    await made.turn_on()
+
+    made.traffic.delay_seconds = 2.2
+
+    assert "s behind" in await made.wait_rolled_back()
+
+
+async def test_a_clean_run_with_twins_goes_through_all_steps_by_itself_and_is_recorded(made: Stage) -> None:
+    await made.turn_on(10, hold_seconds=1)
+
+    await eventually(lambda: made.view.rollout_of("workflow").percent == FULL, 60)
+    since = made.traffic.sent
+    await eventually(lambda: made.traffic.sent > since + 600, 60)
+
+    assert [(change.action, change.percent) for change in await made.store.changes()] == [
+        ("set", 10),
+        ("advance", 50),
+        ("advance", 100),
+    ]
+    missing, extra = (
+        made.metric("tailrace_rollout_compared_total", kind="workflow", result=name) for name in ("missing", "extra")
+    )
+    assert (missing, extra) == (0, 0)
+    assert made.metric("tailrace_rollout_compared_total", kind="workflow", result="matched") > 600
+
+    async def told() -> bool:
+        return len((await made.log.range(CHANGE_STREAM)).records) == 3
+
+    await eventually(told, 30)
+
+
+async def test_a_rollout_without_traffic_neither_goes_on_nor_back(server: RedisServer) -> None:
+    async with stage(server, traffic=False) as made:
+        from tailrace.features.rollout.changing import set_percent
+
+        await set_percent(made.store, "workflow", 10, by="ann", hold_seconds=0.1, settle_seconds=0.1)
+        await eventually(lambda: made.health == "unknown", 30)
+        await asyncio.sleep(0)
+
+        assert made.view.rollout_of("workflow").percent == 10
+
+
+async def test_another_gateway_leads_when_the_leader_is_gone(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.features.rollout.guard.LEAD_SECONDS", 1.0)
+    other = RedisRollout(server.url)
+    await other.lead("a gateway that was killed", 1.0)
+
+    async with stage(server, traffic=False) as made:
+        await eventually(lambda: made.guard.leads, 30)
+        assert not await other.lead("a gateway that comes back", 1.0)
+    await other.aclose()
+
+
+async def test_guards_outlive_a_redis_that_is_killed_and_find_nothing_missing(made: Stage) -> None:
+    await made.turn_on()
+    await made.server.kill()
+    await eventually(lambda: not made.view.up, 60)
+    await made.server.start()
+
+    await eventually(lambda: made.view.up, 60)
+    before = made.metric("tailrace_rollout_compared_total", kind="workflow", result="matched")
+    await eventually(
+        lambda: made.metric("tailrace_rollout_compared_total", kind="workflow", result="matched") > before + 300, 60
+    )
+
+    assert made.view.rollout_of("workflow").percent == FULL
