@@ -1,0 +1,340 @@
+"""`Runs`: code that is a run. Its events leave without waiting, it is known to live, and it learns when to stop.
+
+Rules of this file
+1. What runs is never held up, and never fails, because Redis, the database or the gateway is away: only to begin needs
+   them. Its end is told as soon as they are back, for as long as this object lives.
+2. One task renews the leases of all runs of the process. An outage of the renewal ends no run.
+3. The end: the status at once, then what still waits in the spool, then the terminal event. Until then the lease is
+   kept, so that nobody seals the stream before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tailrace.client.backend import Backend, pause_before
+from tailrace.client.emitting import Emitting
+from tailrace.errors import AlreadyClosed, Conflict, NotFound, TailraceError
+from tailrace.features.runs.active import CURRENT, ActiveRun
+from tailrace.features.runs.backend import Claim, RunBackend
+from tailrace.features.runs.model import Run, RunStatus
+from tailrace.features.runs.steps import RunCancelled, error_text
+
+__all__ = ["Runs", "outcome_of"]
+
+log = logging.getLogger("tailrace.runs")
+
+T = TypeVar("T")
+RENEW_SECONDS = 0.4
+CALL_SECONDS = 10.0
+FLUSH_SECONDS = 2.0
+"""How long the end of a run waits for its events before it is told without them."""
+
+
+class Runs:
+    """The producing side of runs, one for a process.
+
+    Args:
+        backend: where runs are kept.
+        log: the way to their events.
+        spool: folder in which events wait that are not delivered yet; without one they wait in memory.
+        target: names the log in that folder.
+        begin_seconds: how long the beginning of a run is tried.
+
+    Belongs to one event loop. Use it as a context manager, or call `aclose`.
+    """
+
+    def __init__(
+        self,
+        backend: RunBackend,
+        log: Backend,
+        *,
+        spool: Path | None = None,
+        target: str = "here",
+        begin_seconds: float = CALL_SECONDS,
+    ) -> None:
+        self.backend = backend
+        self._log = log
+        self._spool = spool
+        self._target = target
+        self._begin_seconds = begin_seconds
+        self._emitting: Emitting | None = None
+        self._held: dict[str, ActiveRun] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._renewing: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # -- being a run -----------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(
+        self,
+        *,
+        kind: str = "run",
+        title: str = "",
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> AsyncIterator[ActiveRun]:
+        """Be a run: `async with runs.open(title="nightly") as run:`. It ends as the block ends.
+
+        A cancel of the run cancels this task; outside of the block that is a `RunCancelled`. An exception ends the run
+        as failed and goes on.
+
+        Args: as `RunBackend.create`.
+
+        Raises:
+            LogUnavailable, DatabaseUnavailable: it could not begin. RunCancelled: it was cancelled.
+            Fenced: it was lost meanwhile, or taken over.
+        """
+        run = await self.create(kind=kind, title=title, owner=owner, metadata=metadata, run_id=run_id)
+        async with self.claim(run.id) as active:
+            yield active
+
+    @asynccontextmanager
+    async def claim(self, run_id: str) -> AsyncIterator[ActiveRun]:
+        """Be a run that was created before, or whose producer died. As `open`.
+
+        Raises:
+            RunNotFound, RunEnded. Conflict: another producer has it and lives.
+        """
+        active = await self.begin(run_id)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        interrupted = False
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted = task.cancel()
+
+        active.on_stop = interrupt
+        token = CURRENT.set(active)
+        error: BaseException | None = None
+        try:
+            yield active
+        except BaseException as exc:
+            error = exc
+        finally:
+            CURRENT.reset(token)
+            active.on_stop = None
+        if interrupted:
+            error = await _settle_interrupt(task, active, error)
+        await asyncio.shield(self._own(self.end(active, error)))
+        if error is not None:
+            raise error
+        if active.fenced:
+            raise active.why_stopped()
+
+    async def create(self, **given: Any) -> Run:
+        """Make a queued run, for whoever claims it. Args: as `RunBackend.create`."""
+        if given.get("run_id") is None:
+            # With an id of our own it may be repeated.
+            given["run_id"] = secrets.token_hex(16)
+        return await self._begin_patiently(lambda: self.backend.create(**given))
+
+    # -- the same by hand ------------------------------------------------------------------------------------
+
+    async def begin(self, run_id: str) -> ActiveRun:
+        """Claim a run, and keep its lease until `end`. Raises: as `claim`."""
+        if self._closed:
+            raise AlreadyClosed("the runs were closed")
+        producer = secrets.token_hex(8)
+        claim: Claim = await self._begin_patiently(lambda: self.backend.begin(run_id, producer=producer))
+        if self._emitting is None:
+            self._emitting = Emitting(self._log, self._spool, self._target)
+        active = ActiveRun(claim, self._emitting)
+        self._held[active.id] = active
+        if self._renewing is None:
+            self._renewing = self._own(self._renew())
+        active.emit("run.started", {"kind": claim.run.kind, "title": claim.run.title, "epoch": claim.epoch})
+        return active
+
+    async def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
+        """End a run: completed, or as the error says. Returns after 2 s at the latest when its events still wait for
+        the log, or as soon as the backend cannot be told; both then go on by themselves."""
+        active.close()
+        if active.fenced:
+            self._release(active)
+            return
+        status, text = outcome_of(error)
+        finish = _Finish(self.backend, active, status, text)
+        flushed = await self._flushed(active)
+        try:
+            await finish(seal=flushed)
+        except TailraceError as exc:
+            if not exc.retryable:
+                self._give_up(active, exc)
+                return
+            log.warning("the end of a run is told later", extra={"run": active.id, "code": exc.code})
+        else:
+            if flushed:
+                self._release(active)
+                return
+        self._own(self._end_later(active, finish))
+
+    async def _flushed(self, active: ActiveRun) -> bool:
+        assert self._emitting is not None  # noqa: S101 - `begin` made it
+        try:
+            async with asyncio.timeout(FLUSH_SECONDS):
+                return await self._emitting.wait_settled(active.stream, active.epoch)
+        except TimeoutError:
+            return False
+
+    async def _end_later(self, active: ActiveRun, finish: _Finish) -> None:
+        assert self._emitting is not None  # noqa: S101
+        attempt = 0
+        while True:
+            try:
+                if not finish.told:
+                    await finish(seal=False)
+                await self._emitting.wait_settled(active.stream, active.epoch)
+                await finish(seal=True)
+                break
+            except TailraceError as exc:
+                if not exc.retryable:
+                    self._give_up(active, exc)
+                    return
+                await asyncio.sleep(pause_before(attempt, cap=5.0))
+                attempt += 1
+        self._release(active)
+
+    def _give_up(self, active: ActiveRun, error: TailraceError) -> None:
+        self._release(active)
+        level = logging.WARNING if isinstance(error, (Conflict, NotFound)) else logging.ERROR
+        log.log(level, "a run did not end as its code did", extra={"run": active.id, "code": error.code})
+
+    def _release(self, active: ActiveRun) -> None:
+        if self._held.get(active.id) is active:
+            del self._held[active.id]
+
+    # -- leases ----------------------------------------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        silent = False
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            held = dict(self._held)
+            if not held:
+                continue
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    states = await self.backend.renew([(each.id, each.epoch) for each in held.values()])
+            except (TailraceError, TimeoutError) as exc:
+                if not silent:
+                    log.warning("leases of runs are not renewed for now", extra={"error": str(exc)})
+                silent = True
+                continue
+            silent = False
+            for run_id, active in held.items():
+                state = states.get(run_id)
+                if state is not None and (state.cancel or state.fenced):
+                    active.stop(fenced=state.fenced)
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    async def aclose(self, *, flush_seconds: float = 5.0) -> None:
+        """Wait a while for what still has to be told, then give everything back.
+
+        A run that is still open ends as lost. What was not delivered stays in the spool folder, and is delivered by
+        the next process on it as far as its run is not sealed by then; without a folder it is lost.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        ending = self._tasks - {self._renewing}
+        if ending:
+            await asyncio.wait(ending, timeout=flush_seconds)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            if self._emitting is not None:
+                await self._emitting.aclose(flush_seconds if not ending else 0.5)
+        finally:
+            await self._log.aclose()
+            await self.backend.aclose()
+
+    async def __aenter__(self) -> Runs:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _begin_patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        loop = asyncio.get_running_loop()
+        end, attempt = loop.time() + self._begin_seconds, 0
+        while True:
+            try:
+                return await call()
+            except TailraceError as exc:
+                pause = pause_before(attempt, cap=2.0)
+                if not exc.retryable or loop.time() + pause >= end:
+                    raise
+                attempt += 1
+                await asyncio.sleep(pause)
+
+    def _own(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work, name="tailrace-runs")
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a defect in producing runs", exc_info=error)
+
+
+class _Finish:
+    """Tells the backend of one end, and remembers what it knows."""
+
+    def __init__(self, backend: RunBackend, active: ActiveRun, status: RunStatus, error: str | None) -> None:
+        self.told = False
+        """Whether the status is known."""
+        self._backend = backend
+        self._active = active
+        self._status = status
+        self._error = error
+
+    async def __call__(self, *, seal: bool) -> None:
+        active = self._active
+        result = active.result if self._status is RunStatus.COMPLETED else None
+        await self._backend.finish(active.id, active.epoch, self._status, error=self._error, result=result, seal=seal)
+        self.told = True
+
+
+async def _settle_interrupt(
+    task: asyncio.Task[Any], active: ActiveRun, error: BaseException | None
+) -> BaseException | None:
+    """We cancelled the task: take that back, and say what it means."""
+    task.uncancel()
+    if error is None:
+        # The block ended before the cancellation reached it: let it come now, and swallow it.
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if task.cancelling():
+                raise
+        return None
+    return active.why_stopped() if isinstance(error, asyncio.CancelledError) and not task.cancelling() else error
+
+
+def outcome_of(error: BaseException | None) -> tuple[RunStatus, str | None]:
+    """How a run ends whose code ended so."""
+    if error is None:
+        return RunStatus.COMPLETED, None
+    if isinstance(error, RunCancelled):
+        return RunStatus.CANCELLED, None
+    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)):
+        return RunStatus.CANCELLED, f"its code was stopped: {type(error).__name__}"
+    return RunStatus.FAILED, error_text(error)

@@ -1,0 +1,209 @@
+"""Code that is a run: how it ends, how it is stopped, and that nothing it needs holds it up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tailrace.core.event import StreamState
+from tailrace.core.names import StreamName
+from tailrace.errors import Conflict, Fenced, RunEnded
+from tailrace.eventlog.memory import MemoryLog
+from tailrace.eventlog.redis.log import RedisLog
+from tailrace.features.runs.active import current_run, emit
+from tailrace.features.runs.model import RunStatus
+from tailrace.features.runs.steps import RunCancelled
+from tests.support.producing import Site, site
+from tests.support.redis_servers import StartRedis
+from tests.support.wait import deadline, eventually
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Site]:
+    log = MemoryLog()
+    async with site(tmp_path, log) as made:
+        yield made
+    await log.aclose()
+
+
+async def test_a_run_that_comes_to_its_end_is_completed(here: Site) -> None:
+    async with here.runs() as runs, runs.open(title="nightly", run_id="1", metadata={"n": 1}) as run:
+        assert current_run() is run
+        async with run.step("plan"):
+            assert emit("note", {"n": 1})
+        run.result = {"rows": 3}
+    assert current_run() is None
+
+    stored = await here.service.get("1")
+    assert (stored.status, stored.title, stored.result, stored.sealed) == (
+        RunStatus.COMPLETED,
+        "nightly",
+        {"rows": 3},
+        True,
+    )
+    assert [type_ for type_, _ in await here.events("1")] == [
+        "run.started",
+        "step.started",
+        "note",
+        "step.completed",
+        "run.completed",
+    ]
+    assert (await here.log.info(StreamName.parse("run:1"))).state is StreamState.CLOSED
+
+
+async def test_a_run_whose_code_fails_is_failed_and_the_error_goes_on(here: Site) -> None:
+    async with here.runs() as runs:
+        with pytest.raises(ValueError, match="no rows"):
+            async with runs.open(run_id="1"):
+                raise ValueError("no rows")
+
+    stored = await here.service.get("1")
+    assert (stored.status, stored.error) == (RunStatus.FAILED, "ValueError: no rows")
+    assert (await here.events("1"))[-1][0] == "run.failed"
+
+
+async def test_a_cancel_stops_the_task_and_what_is_behind_the_run_goes_on(here: Site) -> None:
+    cleaned = False
+
+    async def work() -> str:
+        nonlocal cleaned
+        async with here.runs() as runs:
+            try:
+                async with runs.open(run_id="1") as run, run.step("wait"):
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        cleaned = True
+            except RunCancelled:
+                await asyncio.sleep(0)
+                return "stopped"
+        return "went on"
+
+    task = asyncio.create_task(work())
+    await _running(here, "1")
+    await here.service.cancel("1")
+    async with deadline(30):
+        assert await task == "stopped"
+
+    assert cleaned
+    assert (await here.service.get("1")).status is RunStatus.CANCELLED
+    assert [type_ for type_, _ in await here.events("1")][-2:] == ["step.cancelled", "run.cancelled"]
+
+
+async def test_a_task_that_is_cancelled_by_others_stays_cancelled(here: Site) -> None:
+    async def work() -> None:
+        async with runs.open(run_id="1"):
+            await asyncio.Event().wait()
+
+    async with here.runs() as runs:
+        task = asyncio.create_task(work())
+        await _running(here, "1")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    stored = await here.service.get("1")
+    assert (stored.status, stored.error) == (RunStatus.CANCELLED, "its code was stopped: CancelledError")
+
+
+async def test_a_run_that_was_lost_is_fenced_out_and_nothing_comes_behind_its_end(here: Site) -> None:
+    async with here.runs() as runs:
+
+        async def work() -> None:
+            async with runs.open(run_id="1") as run:
+                await here.service.lose("1", run.epoch)
+                await asyncio.Event().wait()
+
+        with pytest.raises(Fenced):
+            async with deadline(30):
+                await work()
+
+    events = await here.events("1")
+    assert events[-1][0] == "run.lost"
+    assert (await here.service.get("1")).status is RunStatus.LOST
+
+
+async def test_one_producer_has_a_run_and_an_ended_one_has_none(here: Site) -> None:
+    async with here.runs() as runs, here.runs() as others:
+        run = await runs.create(run_id="1")
+        async with runs.claim(run.id):
+            with pytest.raises(Conflict):
+                async with others.claim(run.id):
+                    pass
+        with pytest.raises(RunEnded):
+            async with others.claim(run.id):
+                pass
+
+
+async def test_redis_away_in_mid_run_leaves_it_unharmed_and_the_whole_history_is_there_afterwards(
+    tmp_path: Path, start_redis: StartRedis
+) -> None:
+    server = await start_redis()
+    log = RedisLog.connect(server.url)
+    async with site(tmp_path, log) as there:
+        async with there.runs() as runs:
+            async with runs.open(run_id="1") as run:
+                for n in range(100):
+                    run.emit("note", n)
+                await server.kill()
+                begun = time.monotonic()
+                for n in range(100, 1_100):
+                    assert run.emit("note", n)
+                emitted = time.monotonic() - begun
+            assert (await there.service.get("1")).status is RunStatus.COMPLETED
+            assert not (await there.service.get("1")).sealed
+            await server.start()
+
+            async def sealed() -> bool:
+                return (await there.service.get("1")).sealed
+
+            await eventually(sealed, 60, every=0.1)
+        events = await there.events("1")
+    await log.aclose()
+
+    assert [data for type_, data in events if type_ == "note"] == list(range(1_100))
+    assert (events[0][0], events[-1][0]) == ("run.started", "run.completed")
+    assert emitted < 60
+
+
+async def test_away_beyond_the_spool_the_newest_are_refused_counted_and_told_at_their_place(
+    tmp_path: Path, start_redis: StartRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start_redis()
+    log = RedisLog.connect(server.url)
+    text = "x" * 900_000
+    async with site(tmp_path, log) as there:
+        async with there.runs() as runs:
+            async with runs.open(run_id="1") as run:
+                await server.kill()
+                taken = [run.emit("note", [n, text]) for n in range(40)]
+            assert (await there.service.get("1")).status is RunStatus.COMPLETED
+            await server.start()
+
+            async def sealed() -> bool:
+                return (await there.service.get("1")).sealed
+
+            await eventually(sealed, 60, every=0.1)
+        events = await there.events("1")
+    await log.aclose()
+
+    fitted = sum(taken)
+    assert 0 < fitted < 40
+    assert [data[0] for type_, data in events if type_ == "note"] == list(range(fitted))
+    assert [type_ for type_, _ in events[-2:]] == ["events.skipped", "run.completed"]
+    assert events[-2][1]["count"] == 40 - fitted
+    assert caplog.text.count("the spool is full") == 1
+
+
+async def _running(here: Site, run_id: str) -> None:
+    """Wait until a run is somebody's."""
+
+    async def running() -> bool:
+        (alive,) = await here.service.leases.alive([run_id])
+        return alive
+
+    await eventually(running, 60)
