@@ -183,7 +183,7 @@ async def audience(
         if receive_buffer is not None:
             argv.append(str(receive_buffer))
         async with child(argv, on=on) as process:
-            said = await process.line(90)
+            said = await process.line(200)
             if not said.startswith("ready"):
                 raise RuntimeError(f"clients were not served: {said}")
             yield Audience(process)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tailrace.core.compact import compact
 from tailrace.core.conflate import conflate
-from tailrace.core.event import Item
+from tailrace.core.event import Ended, Item
 from tailrace.core.names import StreamName
 
 __all__ = ["Block", "Cell", "Form", "Sink", "SinkClosed", "SinkStuck"]
@@ -53,12 +53,15 @@ class Cell:
 class Block:
     """Items of one stream in their order, shared by all sinks that are given them. Do not change it."""
 
-    __slots__ = ("_bytes", "_encoded", "_form", "cells", "stream")
+    __slots__ = ("_bytes", "_encoded", "_form", "cells", "ended", "stream")
 
     def __init__(self, stream: StreamName | None, cells: Sequence[Cell]) -> None:
         self.stream = stream
         """None: a notice to the whole subscription."""
         self.cells = cells
+        last = cells[-1].item if cells else None
+        self.ended: Ended | None = last if isinstance(last, Ended) else None
+        """The stream's end, which only ever is the last item."""
         self._encoded: dict[Form, bytes] = {}
         self._form: Form | None = None
         self._bytes = b""

@@ -37,10 +37,12 @@ T = TypeVar("T")
 class Lane:
     """One stream of a subscription."""
 
-    __slots__ = ("finite", "fresh", "live", "position", "stream", "subscription", "told", "topic")
+    __slots__ = ("finite", "fresh", "live", "position", "sink", "stream", "subscription", "told", "topic")
 
     def __init__(self, subscription: Subscription, topic: Topic, position: Position, *, finite: bool) -> None:
         self.subscription = subscription
+        self.sink = subscription.sink
+        """The subscription's: a record for thousands of readers shall not touch more of each than it must."""
         self.topic = topic
         self.stream = topic.stream
         self.position = position
@@ -54,11 +56,10 @@ class Lane:
 
     def deliver(self, block: Block, after: Position) -> bool:
         """The turn's block, while live. False: the sink is full, and the lane goes back to replaying."""
-        if self.subscription.sink.write(block):
+        if self.sink.write(block):
             self.position = after
-            item = block.cells[-1].item
-            if type(item) is Ended:
-                self.subscription.lane_ended(self, item)
+            if block.ended is not None:
+                self.subscription.lane_ended(self, block.ended)
             return True
         self.live = False
         self.subscription.left_live += 1
@@ -76,7 +77,7 @@ class Subscription:
     def __init__(
         self, hub: Hub, sink: Sink, *, stays_open: bool = False, conflate: bool = False, compact: bool = False
     ) -> None:
-        self.sink = sink
+        self._sink = sink
         self._conflate = conflate
         self._compact = compact
         self.left_live = 0
@@ -90,6 +91,17 @@ class Subscription:
         self._woken: asyncio.Future[None] | None = None
 
     # -- what the transport asks ---------------------------------------------------------------------------
+
+    @property
+    def sink(self) -> Sink:
+        """Where the bytes go."""
+        return self._sink
+
+    @sink.setter
+    def sink(self, sink: Sink) -> None:
+        self._sink = sink
+        for lane in self._lanes.values():
+            lane.sink = sink
 
     @property
     def cursors(self) -> Mapping[StreamName, EntryId]:
@@ -256,9 +268,8 @@ class Subscription:
             if self._closing is not None or self._lanes.get(lane.stream) is not lane:
                 return
         lane.position = stretch.after
-        last = stretch.block.cells[-1].item
-        if isinstance(last, Ended):
-            self.lane_ended(lane, last)
+        if stretch.block.ended is not None:
+            self.lane_ended(lane, stretch.block.ended)
 
     def lane_ended(self, lane: Lane, ended: Ended) -> None:
         """The sink was told that a stream ended."""
