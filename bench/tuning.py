@@ -38,6 +38,8 @@ def _lines(data: Mapping[str, Any]) -> Iterable[str]:
     yield ""
     yield f"Redis {data['setting']['redis']}, {machine['cores']} x {machine['cpu']}, {data['taken']},"
     yield f"load {machine['load'][0]}, commit {machine['commit']}."
+    if machine["load"][0] > 2 * machine["cores"]:
+        yield "The machine was busy with other things: of this table only the memory counts."
 
 
 def refreshed(page: str, data: Mapping[str, Any]) -> str:
