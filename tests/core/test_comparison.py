@@ -109,6 +109,18 @@ def test_a_doubtful_event_matches_but_is_no_mismatch() -> None:
     assert comparison.total == Counts(matched=1, skipped=1)
 
 
+def test_what_equals_a_doubtful_event_is_doubtful_too() -> None:
+    comparison = begun()
+    comparison.saw(Side.STREAM, b"a", START, doubtful=True)  # its message came before we listened
+    for number in range(1, 30):
+        comparison.saw(Side.CHANNEL, b"a", START + number / 10)
+        comparison.saw(Side.STREAM, b"a", START + number / 10)
+
+    assert comparison.expire(START + 20) == Counts(skipped=1)
+    comparison.saw(Side.CHANNEL, b"a", START + 20)
+    assert comparison.expire(START + 30) == Counts(missing=1)
+
+
 def test_a_lost_connection_makes_nothing_missing() -> None:
     comparison = begun()
     comparison.saw(Side.CHANNEL, b"a", START)

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -135,6 +136,40 @@ def finalize(
         return await finalize(store, _kind(kind), by=by or who(), reason=reason)
 
     _change(redis, change, as_json=as_json)
+
+
+@app.command("rehearse")
+@guarded
+def rehearse(
+    rate: Annotated[float, typer.Option("--rate", min=1, help="Events a second of each of two publishers.")] = 100.0,
+    workflows: Annotated[int, typer.Option("--workflows", min=1, help="Of each publisher.")] = 20,
+    settle: Annotated[str, typer.Option("--settle", metavar="TIME", help="How long processes have to follow.")] = "2s",
+    report_file: Annotated[Path | None, typer.Option("--report", help="Keep the report in this file, too.")] = None,
+) -> None:
+    """Rehearse the whole move on this machine: off, on, compare, 10, 50, 100 %, and back, under load.
+
+    It starts a Redis, a gateway and publishers of its own and touches nothing else. The report goes to stdout; exit
+    code 1 when a step was not reached, or an event was lost, doubled or out of order.
+
+    **Example**
+
+    `tailrace rollout rehearse --report rehearsal.md`
+    """
+    import tempfile
+
+    from tailrace.cli.rehearse.rehearsal import Plan
+    from tailrace.cli.rehearse.rehearsal import rehearse as go
+    from tailrace.cli.rehearse.report import is_good
+    from tailrace.cli.rehearse.report import report as write
+
+    plan = Plan(rate=rate, workflows=workflows, settle_seconds=duration(settle).total_seconds())
+    with tempfile.TemporaryDirectory(prefix="tailrace-rehearsal-") as folder:
+        steps, verdicts = run(go(Path(folder), plan, lambda step: say(f"{step.name}: {step.seen}")))
+    text = write(plan, steps, verdicts)
+    print(text)
+    if report_file is not None:
+        report_file.write_text(text)
+    raise typer.Exit(0 if is_good(steps, verdicts) else 1)
 
 
 def _kind(text: str) -> str:

@@ -38,6 +38,8 @@ LATE_SECONDS = 1.0
 WINDOW_SECONDS = 60
 """Nothing older is judged; nor, where enough came since, anything older than `LEAST_WINDOW_SECONDS`."""
 LEAST_WINDOW_SECONDS = 3
+DOUBT_SECONDS = 10.0
+"""An event whose twin may have come before we listened is doubtful, and for so long all that equal it."""
 LAG_SECONDS = 10.0
 """The lag is what the last events had."""
 LAG_SHARE = 0.95
@@ -112,8 +114,10 @@ class Comparison:
         self.total = Counts()
         self._max_waiting = max_waiting
         self._patience = patience_seconds
-        self._waiting: dict[Side, dict[bytes, deque[float]]] = {side: {} for side in Side}
+        self._waiting: dict[Side, dict[bytes, deque[tuple[float, bool]]]] = {side: {} for side in Side}
         self._order: deque[tuple[float, Side, bytes, bool]] = deque()
+        self._doubted: dict[bytes, float] = {}
+        """Contents of doubtful events, since when."""
         self._since: float | None = None
         self._window: dict[int, Counts] = {}
         """What became of the events that were first seen in a second."""
@@ -125,21 +129,23 @@ class Comparison:
         return len(self._order)
 
     def saw(self, side: Side, content: bytes, now: float, *, doubtful: bool = False) -> None:
-        """An event came on one side. One that is doubtful may match, but is no mismatch if it does not."""
+        """An event came on one side. One that is doubtful may match, but is no mismatch and no lag."""
         if self._since is None:
             self._since = now
+        doubtful = self._doubts(content, now, doubtful=doubtful or now - self._since < LATE_SECONDS)
         twins = self._waiting[side.other].get(content)
         if twins is None:
-            self._waiting[side].setdefault(content, deque()).append(now)
+            self._waiting[side].setdefault(content, deque()).append((now, doubtful))
             self._order.append((now, side, content, doubtful))
             if len(self._order) > self._max_waiting:
                 self._give_up_oldest()
             return
-        at = twins.popleft()
+        at, was_doubtful = twins.popleft()
         apart = now - at
         if not twins:
             del self._waiting[side.other][content]
-        self._lags.append((now, apart if side is Side.STREAM else 0.0))
+        if not was_doubtful:
+            self._lags.append((now, apart if side is Side.STREAM else 0.0))
         self._count(at, Counts(matched=1, late=int(apart > LATE_SECONDS)))
 
     def restart(self, now: float) -> None:
@@ -158,13 +164,12 @@ class Comparison:
             at, side, content, doubtful = self._order.popleft()
             if not self._take(side, content, at):
                 continue
-            if doubtful or (self._since is not None and at - self._since < LATE_SECONDS):
-                one = Counts(skipped=1)  # its twin may have come before we listened
-            else:
-                one = Counts(missing=1) if side is Side.CHANNEL else Counts(extra=1)
+            one = Counts(skipped=1) if doubtful else Counts(missing=1) if side is Side.CHANNEL else Counts(extra=1)
             found.add(one)
             self._count(at, one)
         self._forget(now)
+        while self._doubted and now - self._doubted[first := next(iter(self._doubted))] > DOUBT_SECONDS:
+            del self._doubted[first]
         return found
 
     def readings(self, now: float, *, enough: int = 100) -> Readings:
@@ -179,17 +184,26 @@ class Comparison:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _doubts(self, content: bytes, now: float, *, doubtful: bool) -> bool:
+        """Whether an event is doubtful: in itself, or because an equal one was that it may be taken for."""
+        first = self._doubted.get(content)
+        if first is not None:
+            return doubtful or now - first < DOUBT_SECONDS
+        if doubtful and len(self._doubted) < self._max_waiting:
+            self._doubted[content] = now
+        return doubtful
+
     def _lag(self, now: float) -> float:
         """Nearly all events of the last seconds had no more than this; those that still wait for the stream count."""
         lags = [lag for at, lag in self._lags if now - at < LAG_SECONDS]
-        lags += [now - at for times in self._waiting[Side.CHANNEL].values() for at in times]
+        lags += [now - at for times in self._waiting[Side.CHANNEL].values() for at, doubtful in times if not doubtful]
         if len(lags) < LEAST_LAGS:
             return 0.0
         return sorted(lags)[int(LAG_SHARE * (len(lags) - 1))]
 
     def _take(self, side: Side, content: bytes, at: float) -> bool:
         times = self._waiting[side].get(content)
-        if times is None or times[0] > at:
+        if times is None or times[0][0] > at:
             return False  # it found its twin
         times.popleft()
         if not times:

@@ -129,8 +129,7 @@ class Stage:
         """Wait for the guards' roll-back, as long as it may take, and return its reason."""
         begun = time.monotonic()
         await eventually(lambda: self.view.rollout_of("workflow").percent == 0, 60)
-        took = time.monotonic() - begun
-        assert took < 10, f"rolled back after {took:.1f} s"
+        print(f"rolled back after {time.monotonic() - begun:.1f} s")
         change = (await self.store.changes())[-1]
         assert change.action == "rollback"
         assert change.by.startswith("guards@")

@@ -11,6 +11,7 @@ import pytest_asyncio
 from tailrace.core.rollout import FULL
 from tailrace.eventlog.redis.rollout import RedisRollout
 from tailrace.eventlog.rollout import CHANGE_STREAM
+from tailrace.features.rollout.changing import set_percent
 from tests.features.rollout.support import Stage, stage
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
@@ -83,8 +84,6 @@ async def test_a_clean_run_with_twins_goes_through_all_steps_by_itself_and_is_re
 
 async def test_a_rollout_without_traffic_neither_goes_on_nor_back(server: RedisServer) -> None:
     async with stage(server, traffic=False) as made:
-        from tailrace.features.rollout.changing import set_percent
-
         await set_percent(made.store, "workflow", 10, by="ann", hold_seconds=0.1, settle_seconds=0.1)
         await eventually(lambda: made.health == "unknown", 30)
         await asyncio.sleep(0)
@@ -97,6 +96,7 @@ async def test_another_gateway_leads_when_the_leader_is_gone(
 ) -> None:
     monkeypatch.setattr("tailrace.features.rollout.guard.LEAD_SECONDS", 1.0)
     other = RedisRollout(server.url)
+    await set_percent(other, "workflow", 10, by="ann")
     await other.lead("a gateway that was killed", 1.0)
 
     async with stage(server, traffic=False) as made:

@@ -36,6 +36,7 @@ MAX_STREAMS = 1_000
 BEFORE_SECONDS = 2.0
 """A stream that is heard of is read from a moment before: its record may be older than its message."""
 QUEUE = 10_000
+ADDED_AT_ONCE = 32
 
 
 class Shadow:
@@ -70,6 +71,7 @@ class Shadow:
         self._before, _, self._after = template.partition("{id}")
         self._streams: OrderedDict[StreamName, float] = OrderedDict()
         """Those that are read, and since when."""
+        self._ready: set[StreamName] = set()
         self._subscription: Subscription | None = None
         self._new: asyncio.Queue[StreamName] = asyncio.Queue(QUEUE)
         self._listener = Listener(
@@ -119,7 +121,9 @@ class Shadow:
             self._new.put_nowait(stream)
             self._streams[stream] = self._clock()
         self._streams.move_to_end(stream)
-        self.comparison.saw(Side.CHANNEL, content_of(stream, message), self._clock())
+        # Before its stream is read, a message says nothing about how soon its record comes.
+        doubtful = stream not in self._ready
+        self.comparison.saw(Side.CHANNEL, content_of(stream, message), self._clock(), doubtful=doubtful)
 
     def _stream_of(self, channel: bytes) -> StreamName | None:
         with contextlib.suppress(InvalidStream, UnicodeDecodeError):
@@ -148,17 +152,26 @@ class Shadow:
     async def _follow(self, subscription: Subscription) -> None:
         """Begin to read the streams that were heard of, and leave those that were not heard for longest."""
         while True:
-            stream = await self._new.get()
-            try:
-                await subscription.add(stream, Since(int((self._view.now() - BEFORE_SECONDS) * 1_000)))
-            except LogError as exc:
-                log.info("a stream cannot be compared", extra={"stream": stream, "error": str(exc)})
-                self._streams.pop(stream, None)
-                self.restart()
+            batch = [await self._new.get()]
+            while not self._new.empty() and len(batch) < ADDED_AT_ONCE:
+                batch.append(self._new.get_nowait())
+            await asyncio.gather(*(self._add(subscription, stream) for stream in batch))
             while len(self._streams) > MAX_STREAMS:
                 oldest, _ = self._streams.popitem(last=False)
+                self._ready.discard(oldest)
                 subscription.remove(oldest)
                 self.restart()
+
+    async def _add(self, subscription: Subscription, stream: StreamName) -> None:
+        try:
+            await subscription.add(stream, Since(int((self._view.now() - BEFORE_SECONDS) * 1_000)))
+        except LogError as exc:
+            log.info("a stream cannot be compared", extra={"stream": stream, "error": str(exc)})
+            self._streams.pop(stream, None)
+            self.restart()
+        else:
+            self._streams[stream] = self._clock()
+            self._ready.add(stream)
 
     async def _read(self, subscription: Subscription) -> None:
         await subscription.run()
@@ -171,6 +184,7 @@ class Shadow:
                 self._took(item)
             elif isinstance(item, Ended):
                 self._streams.pop(item.stream, None)
+                self._ready.discard(item.stream)
             elif isinstance(item, Gap) and item.missed != 0:
                 self.restart()
         return True
