@@ -27,10 +27,10 @@ bench: ## the benchmarks; RESULTS are printed with their targets
 	@scripts/services
 	@$(PY) -m bench
 
-chaos: ## break everything under load (SEED=7 MINUTES=10 DELIVERIES=10000000 FAULTS=redis_kill,latency REPORT=folder)
+chaos: ## break everything under load (SEED=7 MINUTES=10 DELIVERIES=10000000 FAULTS=redis_kill,latency TOPOLOGY=sentinel|cluster REPORT=folder)
 	@scripts/setup dev
 	@scripts/services
-	@$(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DELIVERIES),--deliveries $(DELIVERIES)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT))
+	@$(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DELIVERIES),--deliveries $(DELIVERIES)) $(if $(TOPOLOGY),--topology $(TOPOLOGY)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT))
 
 soak: ## a steady load for hours, and what may not grow (HOURS=1 SEED=1 REPORT=file)
 	@scripts/setup dev

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, parse_id, value_of
 from tests.chaos.links import Edge, Link, Network
 from tests.chaos.losses import REBORN_STREAM, TRIMMED_STREAM
-from tests.chaos.nemesis import FAULTS, MILD, Fault, Step
+from tests.chaos.nemesis import FAULTS, MILD, Step
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
 from tests.chaos.wire import http_client
 from tests.chaos.writers import LENGTHS, HttpWriter, KilledWriter, LogWriter, Writer, kinds_toml
@@ -29,7 +29,19 @@ from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
-__all__ = ["LOSSY", "TRANSPORTS", "Arena", "Load", "Result", "arena", "metric", "read_truth"]
+__all__ = [
+    "LOSSY",
+    "PREFIX",
+    "STREAMS",
+    "TRANSPORTS",
+    "Arena",
+    "Load",
+    "Result",
+    "arena",
+    "metric",
+    "opened",
+    "read_truth",
+]
 
 PREFIX = "chaos:"
 STREAMS = ("run:a", "run:b", "run:c")
@@ -96,7 +108,19 @@ class Load:
 
 
 class Arena:
-    """All processes and clients of a run."""
+    """All processes and clients of a run.
+
+    Args:
+        folder: for everything that it writes.
+        redis: settings of its Redis.
+        port: a port for it, beside its socket.
+        named: whether publishes over HTTP have uids.
+        load: how much is going on.
+        server: a Redis that somebody else starts and ends, instead of one of its own; no links lead to it.
+    """
+
+    faults: Mapping[str, tuple[str, Callable[..., Coroutine[Any, Any, None]]]] = FAULTS
+    """What its steps are made of."""
 
     def __init__(
         self,
@@ -106,15 +130,18 @@ class Arena:
         port: int = 0,
         named: bool = True,
         load: Load | None = None,
+        server: RedisServer | None = None,
     ) -> None:
         self.load = load or Load()
         self.board = Board()
         self.folder = folder
-        self.redis = RedisServer(need_redis70(), {"appendfsync": "no", **(redis or {})}, port=port)
+        self.redis = server or RedisServer(need_redis70(), {"appendfsync": "no", **(redis or {})}, port=port)
         self.others: list[RedisServer] = []
         """More servers that end with the arena."""
         self.network = Network()
-        self.proxies = [Link(self.network, str(self.redis.socket)) for _ in range(3)]
+        self.proxies = [Link(self.network, str(self.redis.socket)) for _ in range(3 if server is None else 0)]
+        self.app = ""
+        """Where those find Redis who go to it without a gateway."""
         self.edges: list[Edge] = []
         self.gateways: list[Gateway] = []
         self.writers: list[Writer] = []
@@ -151,18 +178,35 @@ class Arena:
         self._next += 1
         return _http(self.edges[self._next % len(self.edges)])
 
+    async def open_servers(self) -> list[str]:
+        """Start Redis and the ways to it: the URL of `app`, and one for each gateway."""
+        await self.redis.start()
+        for proxy in self.proxies:
+            await proxy.begin()
+        return [proxy.url for proxy in self.proxies]
+
+    async def wait_servers(self) -> None:
+        """Wait until Redis is well again."""
+        await asyncio.to_thread(self.redis.wait_ready_sync)
+
+    async def remove_servers(self) -> None:
+        """End Redis and what is left of it."""
+        for server in (self.redis, *self.others):
+            await asyncio.to_thread(server.remove_sync)
+
+    async def truth(self) -> Truth:
+        """What the log holds."""
+        return await read_truth(self.redis, self.streams)
+
     async def start(self) -> None:
         """Start the servers."""
-        await self.redis.start()
-        for index, proxy in enumerate(self.proxies):
-            await proxy.begin()
-            if index == 0:
-                continue
-            folder = self.folder / f"gateway{index}"
+        self.app, *urls = await self.open_servers()
+        for index, url in enumerate(urls):
+            folder = self.folder / f"gateway{index + 1}"
             folder.mkdir()
             (folder / "tailrace.toml").write_text(kinds_toml(self.load.lengths))
-            settings = {"redis_url": proxy.url, "stall_seconds": "2", "log_timeout_seconds": "2"}
-            settings["workers"] = str(self.load.workers[index - 1])
+            settings = {"redis_url": url, "stall_seconds": "2", "log_timeout_seconds": "2"}
+            settings["workers"] = str(self.load.workers[index])
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:
             edge = Edge(self.network, ("127.0.0.1", gateway.port), port=find_port())
@@ -174,7 +218,7 @@ class Arena:
 
     def people(self) -> None:
         """Make the writers and readers."""
-        bearer, app, streams = self.bearer, self.proxies[0].url, self.load.streams
+        bearer, app, streams = self.bearer, self.app, self.load.streams
         for index, stream in enumerate(streams):
             others = [stream, streams[(index + 1) % len(streams)]]
             self._write(index, others, app, bearer)
@@ -260,7 +304,8 @@ class Arena:
         self.board.note("fault", "nemesis", step=step)
         async with asyncio.TaskGroup() as group:
             for name in step.names:
-                group.create_task(_fault(name)(self, random.Random(f"{step.seed}-{name}")))
+                fault = MILD[name] if name in MILD else self.faults[name][1]
+                group.create_task(fault(self, random.Random(f"{step.seed}-{name}")))
         await self.heal()
         await self.progress(5)
         self.board.fault = "quiet"
@@ -272,7 +317,7 @@ class Arena:
             proxy.restore()
         for reader in self.readers:
             reader.heal()
-        await asyncio.to_thread(self.redis.wait_ready_sync)
+        await self.wait_servers()
         for gateway in self.gateways:
             await self.wait_ready(gateway)
 
@@ -369,7 +414,7 @@ class Arena:
                 await self.step(step)
                 _raise_defects([*reading, *writing])
             await self.drain(writing)
-            truth = await read_truth(self.redis, self.streams)
+            truth = await self.truth()
             await self.catch_up(truth)
         await self.expect_nothing_left(before)
         for gateway in self.gateways:
@@ -411,8 +456,7 @@ class Arena:
             await gateway.kill()
         for proxy in (*self.edges, *self.proxies):
             await proxy.end()
-        for server in (self.redis, *self.others):
-            await asyncio.to_thread(server.remove_sync)
+        await self.remove_servers()
         self.network.close()
 
 
@@ -420,8 +464,7 @@ class _Intruder(Walk):
     """Who is given something else than its own stream is told apart; how far it gets does not matter."""
 
 
-def _fault(name: str) -> Fault:
-    return MILD[name] if name in MILD else FAULTS[name][1]
+AnArena = TypeVar("AnArena", bound=Arena)
 
 
 def metric(text: str, name: str) -> float:
@@ -480,8 +523,15 @@ async def arena(
     *, redis: dict[str, str] | None = None, port: int = 0, named: bool = True, load: Load | None = None
 ) -> AsyncIterator[Arena]:
     """An arena that is up; ended afterwards."""
+    async with opened(lambda folder: Arena(folder, redis=redis, port=port, named=named, load=load)) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(make: Callable[[Path], AnArena]) -> AsyncIterator[AnArena]:
+    """Make an arena of any kind in a folder of its own, and start it; ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="tr-chaos-", dir="/tmp") as folder:
-        made = Arena(Path(folder), redis=redis, port=port, named=named, load=load)
+        made = make(Path(folder))
         try:
             await made.start()
             yield made

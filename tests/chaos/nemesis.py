@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +42,20 @@ class Step:
         return f"{self.label} (seed {self.seed}), then {self.quiet:.1f} s of quiet"
 
 
-def plan(seed: int, names: Sequence[str], *, together: float = 0.3) -> Iterator[Step]:
+def plan(
+    seed: int, names: Sequence[str], *, together: float = 0.3, faults: Mapping[str, tuple[str, Any]] | None = None
+) -> Iterator[Step]:
     """Draw steps for ever: rounds of all faults in random order, some of them two at once."""
+    known = FAULTS if faults is None else faults
     rng = random.Random(seed)
     number = 0
     while True:
         left = rng.sample(list(names), len(names))
         while left:
             step = [left.pop()]
-            fitting = [name for name in left if FAULTS[name][0] != FAULTS[step[0]][0]]
-            if fitting and FAULTS[step[0]][0] != "alone" and rng.random() < together:
-                other = rng.choice([name for name in fitting if FAULTS[name][0] != "alone"] or [""])
+            fitting = [name for name in left if known[name][0] != known[step[0]][0]]
+            if fitting and known[step[0]][0] != "alone" and rng.random() < together:
+                other = rng.choice([name for name in fitting if known[name][0] != "alone"] or [""])
                 if other:
                     left.remove(other)
                     step.append(other)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.commands import clean_environment, run_command, started
 from tests.support.gateways import SECRET, mint
-from tests.support.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
 
@@ -58,6 +58,19 @@ async def test_a_redis_with_a_wrong_configuration_keeps_it_from_starting(
 
     assert result.code in (77, 78)
     assert "Traceback" not in result.err
+
+
+async def test_a_redis_that_would_evict_streams_keeps_it_from_starting(
+    tmp_path: Path, environment: dict[str, str], start_redis: StartRedis, free_port: int
+) -> None:
+    redis = await start_redis({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, limited=False)
+
+    result = await run_command(
+        "serve", "--port", str(free_port), cwd=tmp_path, env=environment | {"TAILRACE_REDIS_URL": redis.url}
+    )
+
+    assert result.code == 78
+    assert "noeviction" in result.err
 
 
 async def test_commands_work_straight_on_redis(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -138,6 +138,8 @@ class RedisServer:
             }
         self.credentials: tuple[str, ...] = ()
         """Arguments of the AUTH that `cli` sends first."""
+        self.environment: dict[str, str] = {}
+        """What its process has in its environment besides ours."""
         self.limited = limited is not None
         if limited is not None:
             self._limit(limited)
@@ -202,7 +204,12 @@ class RedisServer:
         assert not self.running, "already running"
         argv = [self.binary, str(self._conf)] + (["--sentinel"] if self.mode == "sentinel" else [])
         self._process = _spawner.popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            argv,
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         if wait:
             self.wait_ready_sync()

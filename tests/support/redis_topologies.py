@@ -108,7 +108,12 @@ class TlsServer(RedisServer):
 
 
 class RedisSentinel:
-    """A master, a replica and three sentinels that agree within a second."""
+    """A master, a replica and three sentinels that agree within a second.
+
+    Args:
+        binary: path of the server program.
+        config: more settings of the two data servers.
+    """
 
     SERVICE = "tailrace"
     QUICK = (
@@ -116,9 +121,10 @@ class RedisSentinel:
         *("ELECTION-TIMEOUT", 1_000, "MIN-LINK-RECONNECT-PERIOD", 100),
     )
 
-    def __init__(self, binary: str) -> None:
+    def __init__(self, binary: str, config: dict[str, str] | None = None) -> None:
         first, second = find_port(), find_port()
         quick = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
+        quick |= config or {}
         self.servers = [
             RedisServer(binary, quick, port=first),
             RedisServer(binary, quick | {"replicaof": f"{LOOPBACK} {first}"}, port=second),
@@ -208,12 +214,16 @@ class RedisSentinel:
         await asyncio.to_thread(eventually_sync, self._ordered_failover, 20)
         await asyncio.to_thread(eventually_sync, lambda: self._promoted(old), 45)
 
+    async def wait_promoted(self, old: RedisServer) -> None:
+        """Wait until all sentinels name another master than this one."""
+        await asyncio.to_thread(eventually_sync, lambda: self._promoted(old.port), 45)
+
     async def kill_master(self, *, wait: bool = True) -> RedisServer:
         """Kill the master with -9; wait until the replica is the new one. Returns the killed server."""
         master = await asyncio.to_thread(lambda: self.master)
         await master.kill()
         if wait:
-            await asyncio.to_thread(eventually_sync, lambda: self._promoted(master.port), 45)
+            await self.wait_promoted(master)
         return master
 
 
@@ -222,17 +232,25 @@ def _pairs(flat: list[str]) -> dict[str, str]:
 
 
 class RedisCluster:
-    """Three masters with a third of the slots each, without replicas."""
+    """Three masters with a third of the slots each.
 
-    def __init__(self, binary: str) -> None:
+    Args:
+        binary: path of the server program.
+        config: more settings of every node.
+        replicas: whether each master gets a replica.
+    """
+
+    def __init__(self, binary: str, config: dict[str, str] | None = None, *, replicas: bool = False) -> None:
         self.nodes = []
-        for _ in range(3):
+        for _ in range(6 if replicas else 3):
             settings = {
                 "cluster-enabled": "yes",
                 "cluster-node-timeout": "2000",
                 "cluster-port": str(find_port()),
                 "cluster-config-file": "nodes.conf",
                 "cluster-allow-replica-migration": "no",
+                "repl-diskless-sync-delay": "0",
+                **(config or {}),
             }
             self.nodes.append(RedisServer(binary, settings, port=find_port()))
         self.url = "redis+cluster://" + ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes)
@@ -243,35 +261,70 @@ class RedisCluster:
             node.start_sync()
         self._ids = {str(node.cli_sync("CLUSTER", "MYID")): node for node in self.nodes}
         third = SLOTS // 3
-        for index, node in enumerate(self.nodes):
+        for index, node in enumerate(self.nodes[:3]):
             last = SLOTS - 1 if index == 2 else third * (index + 1) - 1
             node.cli_sync("CLUSTER", "ADDSLOTSRANGE", third * index, last)
             node.cli_sync("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+        bus = self.nodes[0].config["cluster-port"]
+        assert isinstance(bus, str)
         for node in self.nodes[1:]:
-            bus = self.nodes[0].config["cluster-port"]
-            assert isinstance(bus, str)
             node.cli_sync("CLUSTER", "MEET", LOOPBACK, self.nodes[0].port, bus)
+        for master, replica in zip(self.nodes, self.nodes[3:], strict=False):
+            name = self._name_of(master)
+            eventually_sync(lambda r=replica, n=name: r.cli_sync("CLUSTER", "REPLICATE", n) == "OK", 20)  # type: ignore[misc]
         self.heal_sync()
+
+    def _name_of(self, node: RedisServer) -> str:
+        return next(name for name, each in self._ids.items() if each is node)
 
     def remove_sync(self) -> None:
         for node in self.nodes:
             node.remove_sync()
 
     def heal_sync(self) -> None:
-        """Start what was killed, and wait until all nodes agree on all slots."""
+        """Start what was killed, and wait until all nodes agree on all slots and every replica follows."""
         for node in self.nodes:
             if not node.running:
                 node.start_sync()
-        eventually_sync(self._healthy, timeout=20)
+        eventually_sync(self._healthy, timeout=30)
 
     def _healthy(self) -> bool:
         views = []
         for node in self.nodes:
             info = str(node.cli_sync("CLUSTER", "INFO"))
-            if "cluster_state:ok" not in info or "cluster_known_nodes:3" not in info:
+            if "cluster_state:ok" not in info or f"cluster_known_nodes:{len(self.nodes)}" not in info:
+                return False
+            role = node.cli_sync("ROLE")
+            if role[0] == "slave" and role[3] != "connected":
+                return False
+            if role[0] == "master" and len(role[2]) != len(self.nodes) // 3 - 1:
                 return False
             views.append(sorted((one[0], one[1], one[2][1]) for one in node.cli_sync("CLUSTER", "SLOTS")))
-        return views[0] == views[1] == views[2] and sum(last - first + 1 for first, last, _ in views[0]) == SLOTS
+        agreed = all(view == views[0] for view in views)
+        return agreed and sum(last - first + 1 for first, last, _ in views[0]) == SLOTS
+
+    def replica_of_sync(self, master: RedisServer) -> RedisServer:
+        """The node that follows a master."""
+        for node in self.nodes:
+            role = node.cli_sync("ROLE")
+            if role[0] == "slave" and role[2] == master.port:
+                return node
+        raise LookupError(f"nobody follows {master.port}")
+
+    async def failover(self, slot: int) -> None:
+        """Have the replica of a slot's node take over in order, and wait until it did."""
+        master = await self.node_of(slot)
+        replica = await asyncio.to_thread(self.replica_of_sync, master)
+        await replica.cli("CLUSTER", "FAILOVER")
+        await asyncio.to_thread(eventually_sync, lambda: replica.cli_sync("ROLE")[0] == "master", 45)
+
+    async def kill_node(self, slot: int) -> RedisServer:
+        """Kill a slot's node, wait until its replica took over, and return the killed one."""
+        master = await self.node_of(slot)
+        replica = await asyncio.to_thread(self.replica_of_sync, master)
+        await master.kill()
+        await asyncio.to_thread(eventually_sync, lambda: replica.cli_sync("ROLE")[0] == "master", 45)
+        return master
 
     def slot_sync(self, key: str) -> int:
         """The slot of a key."""
@@ -279,7 +332,8 @@ class RedisCluster:
 
     def node_of_sync(self, slot: int) -> RedisServer:
         """The node that has a slot."""
-        for first, last, master, *_ in self.nodes[0].cli_sync("CLUSTER", "SLOTS"):
+        alive = next(node for node in self.nodes if node.running)
+        for first, last, master, *_ in alive.cli_sync("CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 return self._ids[master[2]]
         raise LookupError(f"slot {slot} has no node")
@@ -287,7 +341,10 @@ class RedisCluster:
     def other_sync(self, slot: int) -> RedisServer:
         """A node that has not this slot."""
         owner = self.node_of_sync(slot)
-        return next(node for node in self.nodes if node is not owner)
+        return next(node for node in self._masters() if node is not owner)
+
+    def _masters(self) -> list[RedisServer]:
+        return [node for node in self.nodes if node.cli_sync("ROLE")[0] == "master"]
 
     def begin_move_sync(self, slot: int, to: RedisServer) -> RedisServer:
         """Mark a slot as on its way, without moving a key: its missing keys are answered with ASK. Returns its node."""
@@ -304,8 +361,8 @@ class RedisCluster:
             return
         while keys := source.cli_sync("CLUSTER", "GETKEYSINSLOT", slot, 100):
             _ok(source.cli_sync("MIGRATE", LOOPBACK, to.port, "", 0, 5_000, "KEYS", *keys))
-        name = next(name for name, node in self._ids.items() if node is to)
-        for node in (to, source, *self.nodes):
+        name = self._name_of(to)
+        for node in dict.fromkeys((to, source, *self._masters())):
             _ok(node.cli_sync("CLUSTER", "SETSLOT", slot, "NODE", name))
         eventually_sync(self._healthy, timeout=20)
 
