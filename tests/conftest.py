@@ -19,4 +19,5 @@ pytest_plugins = (
     "tests.support.blocking",
     "tests.support.redis_servers",
     "tests.support.redis_topologies",
+    "tests.support.databases",
 )

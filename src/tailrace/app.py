@@ -92,6 +92,10 @@ def _features(settings: Settings) -> list[Feature]:
 
         url = settings.redis_url.get_secret_value()
         features.append(RolloutFeature(url, prefix=settings.key_prefix, enabled=settings.redis_stream_enabled))
+    if settings.runs_enabled:
+        from tailrace.features.runs.feature import RunsFeature
+
+        features.append(RunsFeature(settings))
     return features
 
 
@@ -179,7 +183,7 @@ def create_app(
     app.include_router(status_router(gateway))
     if settings.api_prefix:
         app.include_router(tailrace_router(gateway), include_in_schema=False)
-    _describe(app)
+    _describe(app, gateway)
     app.router.default = _static(settings)
     return app
 
@@ -205,13 +209,14 @@ def _carries_token(scope: Scope) -> bool:
     return b"token=" in scope.get("query_string", b"")
 
 
-def _describe(app: FastAPI) -> None:
+def _describe(app: FastAPI, gateway: Gateway) -> None:
     """Say in the OpenAPI document how requests prove themselves, and nothing that is not so."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
         document = describe()
-        document["components"] = {"securitySchemes": openapi.security_schemes()}
+        schemas = {name: schema for feature in gateway.features for name, schema in feature.schemas.items()}
+        document["components"] = {"securitySchemes": openapi.security_schemes(), "schemas": schemas}
         document["security"] = [{"bearer": []}]
         for path, operations in document["paths"].items():
             for operation in operations.values():

@@ -19,6 +19,8 @@ def no_blocking_calls() -> Iterator[None]:
     guard = BlockBuster("tailrace")
     for function in guard.functions.values():
         function.can_block_in("<frozen importlib._bootstrap>", "_find_and_load")
+        # Migrations are commands with a loop of their own: MySQL's driver has no other way.
+        function.can_block_in("tailrace/sql/migrate.py", {"work", "compare"})
     guard.activate()
     yield
     guard.deactivate()

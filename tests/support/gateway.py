@@ -22,7 +22,8 @@ __all__ = ["Api", "api", "settings_of"]
 
 
 def settings_of(**settings: Any) -> Settings:
-    """Settings of tests, with the secret of tests."""
+    """Settings of tests, with the secret of tests. Runs need a database: who tests them switches them on."""
+    settings.setdefault("runs_enabled", False)
     if not any(name in settings for name in ("jwt_key_file", "jwt_jwks_file", "jwt_jwks_url")):
         settings.setdefault("jwt_secret", SECRET)
     return Settings(**settings)

@@ -32,7 +32,12 @@ def mint(sub: str = "tester", *, ttl: float = 600.0, admin: bool = False, **gran
 async def gateway_on(log: Log | None = None, **settings: Any) -> AsyncIterator[tuple[Serving, Log]]:
     """Serve a gateway in this loop."""
     made = log if log is not None else MemoryLog()
-    options: dict[str, Any] = {"jwt_secret": SecretStr(SECRET), "heartbeat_seconds": 0.5, **settings}
+    options: dict[str, Any] = {
+        "jwt_secret": SecretStr(SECRET),
+        "heartbeat_seconds": 0.5,
+        "runs_enabled": False,
+        **settings,
+    }
     gateway = create_gateway(Settings(**options), log=made)
     app = create_app(gateway=gateway)
 

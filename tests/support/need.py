@@ -9,7 +9,17 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["CACHE", "absent", "need_binary", "need_chromium", "need_redis50", "need_redis62", "need_redis70"]
+__all__ = [
+    "CACHE",
+    "absent",
+    "need_binary",
+    "need_chromium",
+    "need_mariadb",
+    "need_postgresql",
+    "need_redis50",
+    "need_redis62",
+    "need_redis70",
+]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tailrace-tests"
 """Where the test set-up keeps what it builds; outside of the checkout, so that `make clean` does not build it again."""
@@ -57,3 +67,21 @@ def need_redis50() -> str:
         if os.access(path, os.X_OK):
             return str(path)
     absent("Redis 5.0", "run scripts/redis50 (needs a C compiler)")
+
+
+def need_postgresql() -> str:
+    """The folder of PostgreSQL's server programs, which Debian keeps off PATH."""
+    for server in sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), reverse=True):
+        return str(server.parent)
+    if path := shutil.which("postgres"):
+        return str(Path(path).parent)
+    absent("PostgreSQL", "install the Debian package postgresql, or run `make test` as root")
+
+
+def need_mariadb() -> tuple[str, str]:
+    """MariaDB's programs: the one that makes a data folder, and the server."""
+    install = shutil.which("mariadb-install-db")
+    server = shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin")
+    if install is None or server is None:
+        absent("MariaDB", "install the Debian package mariadb-server-core, or run `make test` as root")
+    return install, server

@@ -135,7 +135,7 @@ async def gate(
     **given: Any,
 ) -> AsyncIterator[Gate]:
     """Serve a gateway; without a log, on one in memory. `wrap` puts something around the application."""
-    settings = await asyncio.to_thread(lambda: Settings(**{"jwt_secret": SECRET, **given}))
+    settings = await asyncio.to_thread(lambda: Settings(**{"jwt_secret": SECRET, "runs_enabled": False, **given}))
     event_log: Any = log if log is not None else MemoryLog(kinds=settings.stream_kinds())
     app = create_app(settings, log=event_log, authorizer=authorizer)
     try:

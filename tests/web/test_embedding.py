@@ -42,7 +42,9 @@ class OwnStreams:
 
 
 def embedded(started: list[str]) -> FastAPI:
-    gateway = create_gateway(Settings(), log=MemoryLog(), authenticate=by_header, authorizer=OwnStreams())
+    gateway = create_gateway(
+        Settings(runs_enabled=False), log=MemoryLog(), authenticate=by_header, authorizer=OwnStreams()
+    )
 
     @asynccontextmanager
     async def own(app: Any) -> AsyncIterator[dict[str, Any]]:
@@ -137,7 +139,7 @@ async def test_defect_inside_of_another_application_does_not_end_an_event_source
         async def authorize(self, principal: Principal, action: Action, stream: StreamName) -> bool:
             raise RuntimeError("canary")
 
-    gateway = create_gateway(Settings(), log=MemoryLog(), authenticate=by_header, authorizer=Broken())
+    gateway = create_gateway(Settings(runs_enabled=False), log=MemoryLog(), authenticate=by_header, authorizer=Broken())
     app = FastAPI(lifespan=lifespan_of(gateway))
     app.include_router(tailrace_router(gateway))
     async with serving(app) as served, served.client() as client:

@@ -48,6 +48,7 @@ class Database:
         self.timeout = timeout
         self._engine: AsyncEngine | None = None
         self._sessions: async_sessionmaker[AsyncSession] | None = None
+        self._opening = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -78,7 +79,7 @@ class Database:
         try:
             # The caller is gone at `seconds`. A driver that still hangs later is cut off, with its connection.
             async with asyncio.timeout(seconds * 2):
-                async with self._open()() as session:
+                async with (await self._open())() as session:
                     result = await work(session)
                     committing = True
                     await session.commit()
@@ -96,11 +97,13 @@ class Database:
         if not task.cancelled():
             task.exception()  # its caller may be gone; what failed was logged
 
-    def _open(self) -> async_sessionmaker[AsyncSession]:
-        if self._sessions is None:
-            self._engine = _engine(self.url, self.timeout)
-            self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
-        return self._sessions
+    async def _open(self) -> async_sessionmaker[AsyncSession]:
+        async with self._opening:
+            if self._sessions is None:
+                # In a thread: loading a driver and looking at folders would stop everybody's streams.
+                self._engine = await asyncio.to_thread(_engine, self.url, self.timeout)
+                self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+            return self._sessions
 
     async def aclose(self) -> None:
         """Wait for what runs, at most the deadline, and give the connections back."""

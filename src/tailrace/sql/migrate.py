@@ -28,12 +28,12 @@ from sqlalchemy.pool import NullPool
 from tailrace.errors import ConfigError, DatabaseUnavailable
 from tailrace.sql.models import Base
 from tailrace.sql.url import sqlite_file
+from tailrace.sql.version import VERSION_TABLE
 
 __all__ = ["current", "differences", "downgrade", "head", "is_behind", "upgrade"]
 
 T = TypeVar("T")
 
-VERSION_TABLE = "tailrace_version"
 CONNECT_SECONDS = 10
 
 
@@ -50,7 +50,11 @@ def current(url: URL) -> str | None:
     Raises:
         DatabaseUnavailable: it does not answer.
     """
-    return _with(url, lambda connection: _context(connection).get_current_revision())
+
+    def work(connection: Connection) -> str | None:
+        return _context(connection).get_current_revision()
+
+    return _with(url, work)
 
 
 def is_behind(url: URL) -> bool:

@@ -24,6 +24,8 @@ class Feature:
 
     name: str
     """Unique, as settings and logs call it."""
+    schemas: Mapping[str, Any] = {}
+    """Its named schemas in the OpenAPI document."""
 
     def routes(self, gateway: Gateway) -> Sequence[BaseRoute]:
         """Its routes, below the API's prefix and at the root."""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tailrace.codes import CloseCode
 from tailrace.config import Settings
@@ -102,6 +102,11 @@ class Gateway:
         if self._log is None or self._hub is None:
             raise LogUnavailable("the server is starting")
         return self._log
+
+    @property
+    def leases(self) -> LeaseStore:
+        """What gateways share. Its calls raise LogUnavailable before the start."""
+        return cast(LeaseStore, self._stores)
 
     @property
     def hub(self) -> Hub:

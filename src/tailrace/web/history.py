@@ -19,7 +19,7 @@ from tailrace.core.chain import advance, start
 from tailrace.core.compact import Compactor
 from tailrace.core.cursor import Resume, Since, Special, format_cursor
 from tailrace.core.event import Gap, GapReason, Item, Record, StreamState
-from tailrace.core.frames import envelope, gap_payload
+from tailrace.core.frames import envelope, gap_payload, raw
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
 from tailrace.core.page import Head
@@ -56,10 +56,11 @@ class HistoryPage(msgspec.Struct):
     next_id: EntryId | None = None
     state: StreamState = StreamState.MISSING
 
-    def encode(self) -> bytes:
-        """The JSON answer, records byte for byte as stored."""
+    def encode(self, format: str = "envelope") -> bytes:  # noqa: A002 - the parameter's name
+        """The JSON answer, records byte for byte as stored, or `raw`: as the application said them."""
         next_id = str(self.next_id) if self.next_id is not None else None
-        return _encode(self.records, self.gaps, self.next_id is not None, next_id, {"state": self.state.value})
+        records = map(raw if format == "raw" else envelope, self.records)
+        return _encode(records, self.gaps, self.next_id is not None, next_id, {"state": self.state.value})
 
 
 class MergedPage(msgspec.Struct):
@@ -74,14 +75,14 @@ class MergedPage(msgspec.Struct):
     def encode(self) -> bytes:
         """The JSON answer."""
         next_id = self.cursor if self.has_more else None
-        return _encode(self.records, self.gaps, self.has_more, next_id, {"cursor": self.cursor})
+        return _encode(map(envelope, self.records), self.gaps, self.has_more, next_id, {"cursor": self.cursor})
 
 
 def _encode(
-    records: Iterable[Record], gaps: Sequence[Gap], has_more: bool, next_id: str | None, extra: Mapping[str, str]
+    records: Iterable[bytes], gaps: Sequence[Gap], has_more: bool, next_id: str | None, extra: Mapping[str, str]
 ) -> bytes:
     return b'{"events":[%b],"has_more":%b,"next_id":%b,"gap":%b,"gaps":[%b],%b' % (
-        b",".join(map(envelope, records)),
+        b",".join(records),
         b"true" if has_more else b"false",
         msgspec.json.encode(next_id),
         gap_payload(gaps[0]) if gaps else b"null",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,7 +25,7 @@ from tailrace.web.principal import SYSTEM, Action, Principal
 from tailrace.web.problems import ProblemRoute, accepts_event_stream
 from tailrace.web.streams import json_response
 
-__all__ = ["live_router", "own_streams"]
+__all__ = ["follow", "live_router", "own_streams"]
 
 
 def own_streams(principal: Principal) -> list[StreamName]:
@@ -47,7 +48,7 @@ def live_router(gateway: Gateway) -> APIRouter:
     )
     async def follow_streams(request: Request) -> Response:
         """Server-Sent Events of up to 32 streams, from where the reader was, without a loss or with a gap."""
-        return await _follow(request, gateway, stream_list(request, most=settings.max_streams_per_sse))
+        return await follow(request, gateway, stream_list(request, most=settings.max_streams_per_sse))
 
     @router.head("/streams/{stream}/events/stream", include_in_schema=False)
     @router.get(
@@ -59,7 +60,7 @@ def live_router(gateway: Gateway) -> APIRouter:
     )
     async def follow_stream(request: Request, stream: str) -> Response:
         """Server-Sent Events of one stream; the cursor is the record's id."""
-        return await _follow(request, gateway, [StreamName.parse(stream)])
+        return await follow(request, gateway, [StreamName.parse(stream)])
 
     @router.get(
         "/events/history",
@@ -89,13 +90,24 @@ def live_router(gateway: Gateway) -> APIRouter:
     return router
 
 
-async def _follow(request: Request, gateway: Gateway, streams: list[StreamName]) -> Response:
-    """Open a connection that follows streams, or say why not (DESIGN §6, "Refusing an EventSource")."""
+async def follow(
+    request: Request, gateway: Gateway, streams: list[StreamName], check: Callable[[], Awaitable[None]] | None = None
+) -> Response:
+    """Open a connection that follows streams, or say why not (DESIGN §6, "Refusing an EventSource").
+
+    Args:
+        request: the client's.
+        gateway: whose hub.
+        streams: which; none: the reader's own.
+        check: raises what else refuses, once it is known that the reader may read them.
+    """
     nonce = new_nonce()
     try:
         identity = await gateway.access.identify(request, holder=nonce)
         streams = streams or own_streams(identity.principal)
         await gateway.access.require(identity.principal, Action.READ, *streams)
+        if check is not None:
+            await check()
         return await _open(request, gateway, identity, nonce, streams)
     except Barred as error:
         gateway.metrics.refused.labels("sse", error.code).inc()

@@ -12,6 +12,7 @@ __all__ = [
     "HISTORY_PARAMETERS",
     "INFO",
     "PUBLISHED",
+    "RECORD",
     "SSE",
     "SSE_PARAMETERS",
     "STREAMS",
@@ -24,6 +25,7 @@ __all__ = [
 TAGS = [
     {"name": "streams", "description": "Publish to one stream, read its history, end it."},
     {"name": "live", "description": "Follow streams: SSE, WebSocket, long-poll."},
+    {"name": "runs", "description": "Jobs with a status, an owner, and a stream of events."},
     {"name": "auth", "description": "Short tokens for connections that cannot send headers."},
     {"name": "health", "description": "For load balancers and operators."},
 ]
@@ -40,6 +42,7 @@ _CODES = {
     408: ("REQUEST_TIMEOUT", "The body was not complete in time.", "the body was not complete within 10 s"),
     409: ("STREAM_CLOSED", "The stream's state forbids it.", "the stream was closed"),
     413: ("TOO_LARGE", "Over a size limit.", "the data is larger than 1048576 bytes"),
+    410: ("RUN_EXPIRED", "The run is finished and its events are gone.", "the run is finished and its events are gone"),
     415: ("UNSUPPORTED_MEDIA_TYPE", "Not JSON and not NDJSON.", "send application/json or application/x-ndjson"),
     429: ("RATE_LIMITED", "Over a limit; see Retry-After.", "too many connections"),
     503: (
@@ -69,7 +72,7 @@ _RECORD_EXAMPLE = {
     "time": 1767225600000,
     "data": {"node": "plan", "text": "hello"},
 }
-_RECORD = {
+RECORD = {
     "type": "object",
     "required": ["id", "prev", "stream", "type", "time", "data"],
     "properties": {
@@ -124,6 +127,7 @@ _LIMIT = parameter("limit", "Records of the page.", {"type": "integer", "minimum
 COMPACT = parameter(
     "compact", "`1`: pieces of text that follow each other as one record.", {"type": "string", "enum": ["0", "1"]}
 )
+FORMAT = parameter("format", "How records are given.", {"type": "string", "enum": ["envelope", "raw"]})
 HISTORY_PARAMETERS = [
     parameter("start_id", "First id, inclusive; or a time in ms."),
     parameter("end_id", "Last id, inclusive; or a time in ms."),
@@ -132,11 +136,12 @@ HISTORY_PARAMETERS = [
     parameter("order", "`asc` or `desc`.", {"type": "string", "enum": ["asc", "desc"], "default": "asc"}),
     parameter("types", "Only these event types, separated by commas."),
     COMPACT,
+    FORMAT,
 ]
 SSE_PARAMETERS = [
     parameter("Last-Event-ID", "Where to go on; wins over the parameters.", where="header"),
     CURSOR,
-    parameter("format", "How records are given.", {"type": "string", "enum": ["envelope", "raw"]}),
+    FORMAT,
     parameter("named", "`0`: records without `event:`, for `onmessage`.", {"type": "string", "enum": ["0", "1"]}),
     parameter("conflate", "`1`: while lagging, only the latest per `key`.", {"type": "string", "enum": ["0", "1"]}),
     COMPACT,
@@ -209,7 +214,7 @@ HISTORY: dict[int | str, dict[str, Any]] = {
                     "type": "object",
                     "required": ["events", "has_more", "next_id", "gap"],
                     "properties": {
-                        "events": {"type": "array", "items": _RECORD},
+                        "events": {"type": "array", "items": RECORD},
                         "has_more": {"type": "boolean"},
                         "next_id": {"type": ["string", "null"]},
                         "gap": {"type": ["object", "null"]},

@@ -21,7 +21,7 @@ from tailrace.web.params import boolean, choice, integer, range_id, read_body, s
 from tailrace.web.principal import Action
 from tailrace.web.problems import ProblemRoute
 
-__all__ = ["append_counted", "json_response", "streams_router"]
+__all__ = ["append_counted", "history_of", "json_response", "publish_to", "streams_router"]
 
 MAX_KEY_CHARACTERS = 128
 
@@ -58,11 +58,7 @@ def streams_router(gateway: Gateway) -> APIRouter:
         """
         name = StreamName.parse(stream)
         await access.require(await access.principal(request), Action.WRITE, name)
-        events = await _read_events(request, gateway, name)
-        stored = await append_counted(gateway, name, events)
-        return json_response(
-            {"events": [{"id": str(each.id), "stream": name, "duplicate": each.duplicate} for each in stored]}, 201
-        )
+        return await publish_to(request, gateway, name)
 
     @router.get(
         "/streams/{stream}/events",
@@ -75,8 +71,7 @@ def streams_router(gateway: Gateway) -> APIRouter:
         """What the log holds, by page. `next_id` is the next page's `start_id`, with `order=desc` its `end_id`."""
         name = StreamName.parse(stream)
         await access.require(await access.principal(request), Action.READ, name)
-        page = await read_history(gateway.log, name, _history_query(request, gateway))
-        return json_response(page.encode())
+        return await history_of(request, gateway, name)
 
     @router.get(
         "/streams/{stream}",
@@ -128,6 +123,23 @@ def streams_router(gateway: Gateway) -> APIRouter:
     return router
 
 
+async def publish_to(
+    request: Request, gateway: Gateway, stream: StreamName, *, owner_epoch: int | None = None
+) -> Response:
+    """Append a request's events to a stream that its sender may write. Raises: as `Log.append`."""
+    events = await _read_events(request, gateway, stream)
+    stored = await append_counted(gateway, stream, events, owner_epoch=owner_epoch)
+    return json_response(
+        {"events": [{"id": str(each.id), "stream": stream, "duplicate": each.duplicate} for each in stored]}, 201
+    )
+
+
+async def history_of(request: Request, gateway: Gateway, stream: StreamName, *, format: str = "envelope") -> Response:  # noqa: A002 - the parameter's name
+    """A page of a stream that the request's sender may read, in `format` unless the request says another."""
+    page = await read_history(gateway.log, stream, _history_query(request, gateway))
+    return json_response(page.encode(choice(request, "format", ("envelope", "raw")) or format))
+
+
 async def _read_events(request: Request, gateway: Gateway, stream: StreamName) -> list[Event]:
     settings = gateway.settings
     limits = Limits(
@@ -171,13 +183,15 @@ def _traced(request: Request, events: list[Event]) -> list[Event]:
     return [event if event.trace is not None else msgspec.structs.replace(event, trace=trace) for event in events]
 
 
-async def append_counted(gateway: Gateway, stream: StreamName, events: Sequence[Event]) -> list[Appended]:
+async def append_counted(
+    gateway: Gateway, stream: StreamName, events: Sequence[Event], *, owner_epoch: int | None = None
+) -> list[Appended]:
     """Append for a client, and count what became of it. Raises: as `Log.append`."""
     metrics = gateway.metrics
     kind = stream.kind if stream.kind in gateway.kinds else "other"
     begun = time.perf_counter()
     try:
-        stored = await gateway.log.append(stream, events)
+        stored = await gateway.log.append(stream, events, owner_epoch=owner_epoch)
     except LogError as error:
         metrics.published.labels(kind, error.code).inc(len(events))
         raise

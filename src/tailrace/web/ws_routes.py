@@ -38,7 +38,7 @@ from tailrace.web.principal import Action
 from tailrace.web.problems import problem
 from tailrace.web.streams import append_counted
 
-__all__ = ["ws_router"]
+__all__ = ["StreamEndpoint", "ws_router"]
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -53,7 +53,7 @@ def ws_router(gateway: Gateway) -> APIRouter:
     """`/ws` and `/streams/{stream}/ws`."""
     router = APIRouter()
     router.routes.append(WebSocketRoute("/ws", _Multiplexed(gateway), name="multiplexed_websocket"))
-    router.routes.append(WebSocketRoute("/streams/{stream}/ws", _OneStream(gateway), name="stream_websocket"))
+    router.routes.append(WebSocketRoute("/streams/{stream}/ws", StreamEndpoint(gateway), name="stream_websocket"))
     return router
 
 
@@ -157,13 +157,23 @@ class _Multiplexed(_Endpoint):
         return serve
 
 
-class _OneStream(_Endpoint):
+class StreamEndpoint(_Endpoint):
+    """Serves one stream."""
+
+    def stream_of(self, connection: HTTPConnection) -> StreamName:
+        """Which one. Raises what refuses it."""
+        return StreamName.parse(connection.path_params["stream"])
+
+    async def check(self, stream: StreamName) -> None:
+        """Raise what else refuses a stream that the reader may read."""
+
     async def _prepare(
         self, connection: HTTPConnection, identity: Identity, nonce: str
     ) -> Callable[[Receive, Send], Awaitable[None]]:
         gateway = self._gateway
-        stream = StreamName.parse(connection.path_params["stream"])
+        stream = self.stream_of(connection)
         await gateway.access.require(identity.principal, Action.READ, stream)
+        await self.check(stream)
         cursor, _ = last_event_id(connection, max_bytes=gateway.settings.max_cursor_bytes)
         resume = parse_resume(cursor)
         form = choice(connection, "format", ("envelope", "raw")) or gateway.kinds.of(stream).format

@@ -32,7 +32,9 @@ class Plain:
 
 @pytest.fixture
 async def plain() -> AsyncIterator[Plain]:
-    settings = await asyncio.to_thread(lambda: Settings(jwt_secret=SecretStr(SECRET), recheck_seconds=0.2))
+    settings = await asyncio.to_thread(
+        lambda: Settings(jwt_secret=SecretStr(SECRET), recheck_seconds=0.2, runs_enabled=False)
+    )
     log = MemoryLog(kinds=settings.stream_kinds())
     config = uvicorn.Config(create_app(settings, log=log), port=0, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

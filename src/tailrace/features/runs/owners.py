@@ -1,0 +1,63 @@
+"""Who owns a run, remembered for a moment: asked for every request and every recheck of what is read live."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from tailrace.errors import DatabaseUnavailable, RunNotFound
+from tailrace.features.runs.model import Run
+
+__all__ = ["RecentRuns"]
+
+FRESH_SECONDS = 2.0
+"""With the gateway's recheck of at most 2 s more, a changed owner is noticed within 5 s."""
+STALE_SECONDS = 3_600.0
+"""While the database is away, what was known is believed for so long: readers stay served."""
+MOST = 10_000
+
+
+class RecentRuns:
+    """A small cache of rows, unknown ids included."""
+
+    def __init__(self, get: Callable[[str], Awaitable[Run]], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._get = get
+        self._clock = clock
+        self._known: OrderedDict[str, tuple[float, Run | None]] = OrderedDict()
+
+    async def find(self, run_id: str, *, stale: bool = False) -> Run | None:
+        """A run as it was a moment ago; None: there was none.
+
+        Args:
+            run_id: which.
+            stale: an older answer will do where the database is away.
+
+        Raises:
+            DatabaseUnavailable: it does not answer, and nothing is known.
+        """
+        now = self._clock()
+        known = self._known.get(run_id)
+        if known is not None and now - known[0] < FRESH_SECONDS:
+            return known[1]
+        found: Run | None
+        try:
+            found = await self._get(run_id)
+        except RunNotFound:
+            found = None
+        except DatabaseUnavailable:
+            if stale and known is not None and known[1] is not None and now - known[0] < STALE_SECONDS:
+                return known[1]
+            raise
+        self._remember(run_id, found)
+        return found
+
+    def forget(self, run_id: str) -> None:
+        """Ask again next time: it was just changed here."""
+        self._known.pop(run_id, None)
+
+    def _remember(self, run_id: str, run: Run | None) -> None:
+        self._known[run_id] = (self._clock(), run)
+        self._known.move_to_end(run_id)
+        while len(self._known) > MOST:
+            self._known.popitem(last=False)
