@@ -98,7 +98,7 @@ class RemoteLog:
         events = receipt.events
         try:
             path = _append_path(receipt.stream, receipt.owner_epoch)
-            answer = await self._call("POST", path, body=encode_events(events), seconds=seconds)
+            answer = await self.call("POST", path, body=encode_events(events), seconds=seconds)
         except OutcomeUnknown as exc:
             exc.receipt = receipt
             raise
@@ -153,11 +153,11 @@ class RemoteLog:
             "types": ",".join(query.types) or None,
         }
         parameters = urlencode([(name, str(value)) for name, value in given.items() if value is not None])
-        return decode_page(await self._call("GET", f"/streams/{_path(stream)}/events?{parameters}"))
+        return decode_page(await self.call("GET", f"/streams/{_path(stream)}/events?{parameters}"))
 
     async def info(self, stream: StreamName) -> StreamInfo:
         """See `Backend`."""
-        body = await self._call("GET", f"/streams/{_path(stream)}")
+        body = await self.call("GET", f"/streams/{_path(stream)}")
         try:
             return _info(stream, msgspec.json.decode(body))
         except (ValueError, KeyError, TypeError, TailraceError) as exc:
@@ -165,12 +165,12 @@ class RemoteLog:
 
     async def close(self, stream: StreamName) -> None:
         """See `Backend`."""
-        await self._call("POST", f"/streams/{_path(stream)}/close")
+        await self.call("POST", f"/streams/{_path(stream)}/close")
 
     async def delete(self, stream: StreamName) -> bool:
         """See `Backend`."""
         try:
-            await self._call("DELETE", f"/streams/{_path(stream)}")
+            await self.call("DELETE", f"/streams/{_path(stream)}")
         except NotFound:
             return False
         return True
@@ -179,8 +179,11 @@ class RemoteLog:
         """See `Backend`."""
         await self.http.aclose()
 
-    async def _call(self, method: str, path: str, *, body: bytes = b"", seconds: float | None = None) -> bytes:
-        """One request until it is answered, refused for good, or the time is over."""
+    async def call(self, method: str, path: str, *, body: bytes = b"", seconds: float | None = None) -> bytes:
+        """One request that may be repeated, until it is answered, refused for good, or the time is over.
+
+        Raises: what the answer says; LogUnavailable, OutcomeUnknown: no answer in time.
+        """
         end = time.monotonic() + (self.call_seconds if seconds is None else seconds)
         attempt, perhaps, renewed = 0, False, False
         while True:
