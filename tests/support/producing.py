@@ -73,7 +73,6 @@ async def site(folder: Path, log: Log) -> AsyncIterator[Site]:
     url = database_url(None, folder)
     await asyncio.to_thread(upgrade, url)
     database = Database(url)
-    await asyncio.to_thread(database._open)  # looks for its folder
     leases = MemoryRunLeases()
     yield Site(ServiceRuns(RunStore(database), lambda: log, lambda: leases), log)
     await database.aclose()
@@ -84,7 +83,6 @@ def threads_on(folder: Path, redis_url: str, key_prefix: str) -> RunsSync:
     url = database_url(None, folder)
     upgrade(url)
     database = Database(url)
-    database._open()  # looks for its folder
 
     def make() -> Runs:
         log, leases = RedisLog.connect(redis_url, prefix=key_prefix), MemoryRunLeases()

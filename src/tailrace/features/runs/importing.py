@@ -200,7 +200,8 @@ class Importer:
 
     def _events(self, rows: Sequence[Row[Any]]) -> tuple[list[Event], str | None]:
         events: list[Event] = []
-        for row_id, type_, data in rows:
+        for row in rows:
+            row_id, type_, data = tuple(row)
             try:
                 events.append(_event(row_id, type_, data))
             except RequestError as exc:
