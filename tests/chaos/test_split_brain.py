@@ -25,6 +25,12 @@ async def follows(replica: RedisServer, master: RedisServer) -> None:
     await eventually(in_step, PATIENCE)
 
 
+def switch(link: Proxy, to: RedisServer) -> None:
+    """From now on a link leads to another server."""
+    link.target = str(to.socket)
+    link.reset_all()
+
+
 @pytest.mark.timeout(240)
 async def test_the_readers_of_the_losing_half_are_told(start_redis: StartRedis) -> None:
     quick = {"repl-diskless-sync-delay": "0"}
@@ -39,15 +45,16 @@ async def test_the_readers_of_the_losing_half_are_told(start_redis: StartRedis) 
         run = await stack.enter_async_context(stage())
         run.attend("left", left)
         run.attend("right", right)
-        await run.publish(left, 5)
-        await run.publish(right, 5)
+        for url in (left, right):
+            await run.works(url)
+            await run.publish(url, 4)
         await run.caught_up(old)
         await follows(new, old)
 
         await new.cli("REPLICAOF", "NO", "ONE")
-        links[1].target = str(new.socket)
-        links[1].reset_all()
+        switch(links[1], new)
         await run.works(right)
+        links[1].reset_all()  # what was being connected to the other one at that moment
         lost = await run.publish(left, 5)
         await run.publish(right, 5)
         await run.caught_up(old, "left")
@@ -56,9 +63,9 @@ async def test_the_readers_of_the_losing_half_are_told(start_redis: StartRedis) 
         await follows(old, new)
         refused = await run.publish(left, 3)
         await run.caught_up(new)
-        links[0].target = str(new.socket)
-        links[0].reset_all()
+        switch(links[0], new)
         await run.works(left)
+        links[0].reset_all()
         await run.publish(right)
         await run.caught_up(new)
         found = await run.judged(new)
