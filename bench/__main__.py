@@ -11,7 +11,21 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from bench import append, collector, fanout, knee, load, memory, profiling, publish, resume, settings, slow, storm
+from bench import (
+    append,
+    collector,
+    fanout,
+    knee,
+    load,
+    memory,
+    migrate,
+    profiling,
+    publish,
+    resume,
+    settings,
+    slow,
+    storm,
+)
 from bench.harness import Report
 from bench.process import Missing
 from bench.report import show, write
@@ -39,6 +53,7 @@ COMMANDS: dict[str, Row] = {
     "memory": Row(memory),
     "gc": Row(collector),
     "settings": Row(settings),
+    "migrate": Row(migrate),
 }
 EXIT_MISSED = 1
 EXIT_MISSING = 4

@@ -57,6 +57,19 @@ async def test_publish_measures_the_log_and_http() -> None:
     assert "HTTP, NDJSON" in said
 
 
+@pytest.mark.slow
+async def test_migrate_compares_both_ways_and_keeps_a_report_with_pictures(tmp_path: Path) -> None:
+    said = await run_bench("migrate", "--seconds", "0.2", "--rounds", "1", "--report", str(tmp_path))
+
+    [lost] = [line for line in said.splitlines() if "messages lost" in line]
+    assert lost.split()[-1] == "met"
+    assert all(line.split()[-1] == "met" for line in said.splitlines() if "measured / predicted" in line)
+    assert "streams / Pub/Sub, publishing p50" in (tmp_path / "migrate.md").read_text()
+    page = (tmp_path / "migrate.html").read_text()
+    assert page.count("<svg") == 2
+    assert "</html>" in page
+
+
 def test_the_command_line_names_every_benchmark() -> None:
     assert set(_ROWS) == {*COMMANDS, "profile"}
 

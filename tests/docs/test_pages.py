@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tailrace.config import Settings, settings_table
+from tailrace.config import Settings, settings_table, unknown_variables
 from tests.e2e.harness import Gateway, gateway, token
-from tests.support.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer, StartRedis
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,10 +35,16 @@ def blocks(language: str) -> list[object]:
 
 
 @pytest_asyncio.fixture
-async def site(redis70: RedisServer, key_prefix: str, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+async def site(
+    request: pytest.FixtureRequest, redis70: RedisServer, start_redis: StartRedis, key_prefix: str, tmp_path: Path
+) -> AsyncIterator[dict[str, str]]:
     """A gateway of its own for each block, and the environment that a reader has."""
     served: Gateway
-    async with gateway(redis70, key_prefix, tmp_path) as served:
+    # Old channels are outside of our prefix, so the minimal rights do not reach them.
+    block = request.node.callspec.params["block"]
+    old_channels = "WorkflowPublisher" in block or "tailrace rollout" in block
+    server = await start_redis(limited=False) if old_channels else redis70
+    async with gateway(server, key_prefix, tmp_path) as served:
         yield {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -46,7 +52,8 @@ async def site(redis70: RedisServer, key_prefix: str, tmp_path: Path) -> AsyncIt
             "TAILRACE_TOKEN": token(read=["run:*"], write=["run:*"]),
             "TOKEN": token(read=["run:*"]),
             "TAILRACE_JWT_SECRET": "an-hmac-key-for-these-tests-of-enough-bytes",
-            "TAILRACE_REDIS_URL": redis70.url,
+            "TAILRACE_REDIS_URL": server.url,
+            "TAILRACE_KEY_PREFIX": key_prefix,
         }
 
 
@@ -87,6 +94,15 @@ def test_every_link_in_the_pages_leads_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_every_name_in_the_example_of_an_environment_is_a_setting() -> None:
+    lines = [line for line in (ROOT / ".env.example").read_text().splitlines() if line and not line.startswith("#")]
+    given = dict(line.split("=", 1) for line in lines)
+    table = settings_table()
+
+    assert [name for name in given if f"`{name}`" not in table] == []
+    assert unknown_variables(given) == []
 
 
 def test_the_page_of_settings_is_what_the_settings_say() -> None:

@@ -35,6 +35,7 @@ _ROWS = {
     "gc": "The garbage collector's pauses under load.",
     "settings": "What settings of Redis do.",
     "profile": "Where the gateway's time goes (needs py-spy).",
+    "migrate": "Pub/Sub against streams, for who moves from the one to the other.",
 }
 
 
