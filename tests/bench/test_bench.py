@@ -70,6 +70,17 @@ async def test_migrate_compares_both_ways_and_keeps_a_report_with_pictures(tmp_p
     assert "</html>" in page
 
 
+@pytest.mark.slow
+async def test_runs_measures_the_event_store_and_its_viewers() -> None:
+    said = await run_bench(
+        "runs", "--events", "200", "--viewers", "5", "--rate", "50", "--seconds", "0.5", "--rounds", "1"
+    )
+
+    assert "EventStore.add, p99" in said
+    [lost] = [line for line in said.splitlines() if "not delivered" in line]
+    assert lost.split()[-1] == "met"
+
+
 def test_the_command_line_names_every_benchmark() -> None:
     assert set(_ROWS) == {*COMMANDS, "profile"}
 

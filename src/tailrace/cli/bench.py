@@ -27,6 +27,7 @@ _ROWS = {
     "slow": "What slow and stalled readers do to the others.",
     "publish": "Awaited and concurrent publishing.",
     "append": "Batches, sizes, and what idempotency costs Redis.",
+    "runs": "An event store, and how soon its viewers have an event.",
     "load": "Many connections with a stream each, at a fixed rate.",
     "knee": "The highest rate that is still quick.",
     "storm": "Everybody comes back at once.",

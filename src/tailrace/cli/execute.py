@@ -52,6 +52,9 @@ def execute(
     is away: what it says is kept on disk and delivered afterwards, in order, once; what is left when it ends, by the
     next `tailrace exec` here.
 
+    Where the server keeps runs, it is one of them: listed with its status, lost when this process dies, and cancelled
+    by `POST /runs/ID/cancel`: SIGTERM at once, SIGKILL after the grace time.
+
     Exits with the command's code; 128 + the signal that ended it; 127 when there is no such command, 126 when it cannot
     be executed, 125 when tailrace failed before.
 
@@ -99,6 +102,7 @@ def _stream_name(run_id: str | None, stream: str | None) -> str:
 def _execute(target: Target, name: str, command: list[str], options: _Options) -> int:
     from tailrace.cli.run.child import CannotStart, Child
     from tailrace.cli.run.courier import Courier
+    from tailrace.cli.run.registration import RunLabel
     from tailrace.cli.run.session import Recorder, Session, epilogue
     from tailrace.client.spool import SpoolFile
     from tailrace.core.names import StreamName
@@ -125,4 +129,5 @@ def _execute(target: Target, name: str, command: list[str], options: _Options) -
     if sys.stderr.isatty() and not options.quiet:
         say(f"{stream}  (follow it with: tailrace tail {shlex.quote(stream)})")
     session = Session(child, recorder, grace_seconds=options.grace, quiet=options.quiet)
-    return run(Courier(target, folder, spool, recorder).accompany(session, options.wait))
+    label = RunLabel.of(stream, command, os.fsencode(os.getcwd()).decode("utf-8", "replace"))
+    return run(Courier(target, folder, spool, recorder, label).accompany(session, options.wait))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailrace.cli.console import complain, say
+from tailrace.cli.run.registration import RunLabel, registration_at
 from tailrace.cli.run.session import Recorder, Session
 from tailrace.cli.target import Target
 from tailrace.client.client import open_backend
@@ -22,11 +23,14 @@ __all__ = ["Courier"]
 class Courier:
     """Delivers what the session records, and what others left in the same folder."""
 
-    def __init__(self, target: Target, folder: Path, spool: SpoolFile, recorder: Recorder) -> None:
+    def __init__(
+        self, target: Target, folder: Path, spool: SpoolFile, recorder: Recorder, run: RunLabel | None = None
+    ) -> None:
         self._target = target
         self._folder = folder
         self._spool = spool
         self._recorder = recorder
+        self._run = run
         self._refused: TailraceError | None = None
         self._trouble: TailraceError | None = None
 
@@ -38,21 +42,32 @@ class Courier:
         deliveries = [mine, *(Delivery(backend, other, threaded=False) for other in others)]
         self._recorder.on_put = mine.wake
         tasks = [asyncio.create_task(delivery.run()) for delivery in deliveries]
+        registration = registration_at(backend, self._run) if self._run is not None else None
+        keeping = []
+        if registration is not None:
+            session.before_end = registration.wait_tried
+            keeping.append(asyncio.create_task(registration.keep(self._registered, session.cancel)))
         try:
             code = await session.run()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     for delivery in deliveries:
                         await _first_of(delivery.wait_empty(), tasks)
+            if registration is not None:
+                await registration.finish(code, session.signal_name, delivered=not self._spool.pending)
         finally:
-            for task in tasks:
+            for task in (*tasks, *keeping):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *keeping, return_exceptions=True)
             await backend.aclose()
             for spool in (self._spool, *others):
                 spool.close()
             self._report()
         return code
+
+    def _registered(self, epoch: int) -> None:
+        self._recorder.epoch = epoch
+        self._recorder.closes = False
 
     def _on_refused(self, entry: Entry, error: TailraceError) -> None:
         if self._refused is None:

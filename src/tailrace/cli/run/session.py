@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from tailrace.cli.run.child import Child
@@ -59,6 +59,10 @@ class Recorder:
         self.on_put: Callable[[], None] = _nothing
         """Called when there is something to deliver."""
         self._count = 0
+        self.epoch: int | None = None
+        """Of the run's claim, once it is registered."""
+        self.closes = True
+        """Whether the stream ends with the last event; else the registered run's end follows, and does that."""
         self.lines = 0
         self.skipped = 0
         """Pieces that could not be recorded and were not yet announced."""
@@ -92,7 +96,7 @@ class Recorder:
         """The run ends: the last events, which fit always, and the end of the stream."""
         data = {"exit_code": code, "signal": signal_name, "seconds": round(seconds, 3), "lines": self.lines}
         last = [*self._announcement(), ("run.exited", data | {"at": _now()})]
-        entries = [*map(self._entry, last), Entry(str(self._stream))]
+        entries = [*map(self._entry, last), *([Entry(str(self._stream))] if self.closes else [])]
         if isinstance(self._spool, SpoolFile):
             self._spool.finish(entries)
         else:
@@ -118,7 +122,7 @@ class Recorder:
         self._count += 1
         type_, data = event
         made = Event(type_, encode(data, max_bytes=MAX_DATA_BYTES), f"{self._uid}-{self._count}")
-        return Entry.of(self._stream, made)
+        return Entry.of(self._stream, made, self.epoch)
 
 
 class Session:
@@ -129,6 +133,8 @@ class Session:
         self._recorder = recorder
         self._grace = grace_seconds
         self._quiet = quiet
+        self.before_end: Callable[[], Awaitable[None]] | None = None
+        """Waited for when the command has ended, before that is said."""
         self._ending: asyncio.Task[None] | None = None
         self._signals = 0
         self._last_byte = 0.0
@@ -155,8 +161,22 @@ class Session:
         for pump in pumps:
             if not pump.cancelled() and (error := pump.exception()) is not None:
                 raise error
-        self._recorder.exited(self._child.exit_code, self._child.signal_name, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        if self.before_end is not None:
+            await self.before_end()
+        self._recorder.exited(self._child.exit_code, self._child.signal_name, seconds)
         return self._child.exit_code
+
+    def cancel(self) -> None:
+        """Its run was cancelled: the command gets SIGTERM now, and SIGKILL after the grace time."""
+        self._child.signal(signal.SIGTERM)
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._insist(signal.SIGTERM))
+
+    @property
+    def signal_name(self) -> str | None:
+        """The signal that ended the command."""
+        return self._child.signal_name
 
     async def _until_exit(self) -> None:
         """Wait for the process through a descriptor: no signal handler, and no thread where the kernel has these."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -20,11 +21,15 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from tailrace.client.backend import Backend, pause_before
+from tailrace.client.client import target_of
+from tailrace.client.credentials import Token
 from tailrace.client.emitting import Emitting
-from tailrace.errors import AlreadyClosed, Conflict, NotFound, TailraceError
+from tailrace.client.remote import RemoteLog
+from tailrace.errors import AlreadyClosed, ConfigError, Conflict, NotFound, TailraceError
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.backend import Claim, RunBackend
 from tailrace.features.runs.model import Run, RunStatus
+from tailrace.features.runs.remote import HttpRuns
 from tailrace.features.runs.steps import RunCancelled, error_text
 
 __all__ = ["Runs", "outcome_of"]
@@ -70,6 +75,26 @@ class Runs:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._closed = False
+
+    @classmethod
+    def connect(cls, url: str | None = None, *, token: Token | None = None, spool: Path | str | None = None) -> Runs:
+        """Runs that a gateway keeps.
+
+        Args:
+            url: of the gateway; without: `TAILRACE_URL`.
+            token: a JWT that may write runs, or a function that answers one; without: `TAILRACE_TOKEN`.
+            spool: see above.
+
+        Raises:
+            ConfigError: no address, or not a gateway's.
+        """
+        url = url or os.environ.get("TAILRACE_URL")
+        if not url or not url.lower().startswith(("http://", "https://")):
+            raise ConfigError("runs need a gateway: give its http(s) address, or set TAILRACE_URL")
+        remote = RemoteLog(url, os.environ.get("TAILRACE_TOKEN") if token is None else token)
+        return cls(
+            HttpRuns(url, None, remote=remote), remote, spool=Path(spool) if spool else None, target=target_of(url)
+        )
 
     # -- being a run -----------------------------------------------------------------------------------------
 

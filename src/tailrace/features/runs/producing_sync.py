@@ -6,9 +6,11 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tailrace.client.credentials import Token
 from tailrace.client.engine import Engines
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.model import Run, RunStatus
@@ -29,6 +31,13 @@ class RunsSync:
 
     def __init__(self, make: Callable[[], Runs]) -> None:
         self._engines = Engines(make)
+
+    @classmethod
+    def connect(
+        cls, url: str | None = None, *, token: Token | None = None, spool: Path | str | None = None
+    ) -> RunsSync:
+        """See `Runs.connect`."""
+        return cls(lambda: Runs.connect(url, token=token, spool=spool))
 
     def create(
         self,

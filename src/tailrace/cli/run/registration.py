@@ -1,0 +1,148 @@
+"""The command as a registered run: a row with its status, a lease that says it lives, and a way to cancel it.
+
+Rules of this file
+1. It is beside the output, never in its way: a server without runs, or away, leaves the command as it was without.
+2. Registered or not is decided when the command has ended: then the run's end closes the stream, else we do.
+3. A cancel is SIGTERM at once and SIGKILL after the grace time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shlex
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from tailrace.client.backend import Backend, pause_before
+from tailrace.client.remote import RemoteLog
+from tailrace.core.names import StreamName
+from tailrace.errors import TailraceError
+from tailrace.features.runs.backend import RunBackend
+from tailrace.features.runs.model import RunStatus
+
+__all__ = ["Registration", "RunLabel", "registration_at"]
+
+log = logging.getLogger("tailrace.exec")
+
+RENEW_SECONDS = 0.4
+CALL_SECONDS = 5.0
+FIRST_TRY_SECONDS = 2.0
+MAX_TITLE = 200
+
+
+class RunLabel(msgspec.Struct, frozen=True):
+    """What is known of a command before it runs."""
+
+    run_id: str
+    title: str
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, stream: StreamName, argv: Sequence[str], cwd: str) -> RunLabel | None:
+        """The label of a command; None: its stream is not a run's."""
+        if stream.kind != "run":
+            return None
+        title = os.fsencode(shlex.join(argv)).decode("utf-8", "replace").replace("\0", " ")
+        return cls(stream.name, title[:MAX_TITLE], {"host": socket.gethostname(), "cwd": cwd})
+
+
+def registration_at(backend: Backend, label: RunLabel) -> Registration | None:
+    """Where the way to the log is a gateway, the run can be registered there."""
+    if not isinstance(backend, RemoteLog):
+        return None
+    from tailrace.features.runs.remote import HttpRuns
+
+    return Registration(HttpRuns("", None, remote=backend), label)
+
+
+class Registration:
+    """One command's run. `keep` runs beside it; `finish` ends it."""
+
+    def __init__(self, backend: RunBackend, label: RunLabel) -> None:
+        self.epoch: int | None = None
+        """The claim's epoch; None: not registered (yet)."""
+        self.cancelled = False
+        """Whether somebody asked for its end."""
+        self._backend = backend
+        self._run_id = label.run_id
+        self._label = label
+        self._fenced = False
+        self._tried = asyncio.Event()
+
+    async def keep(self, on_claim: Callable[[int], None], on_cancel: Callable[[], None]) -> None:
+        """Register, then keep the lease until cancelled. Returns where there are no runs."""
+        epoch = await self._claim()
+        if epoch is not None:
+            self.epoch = epoch
+            on_claim(epoch)
+        self._tried.set()
+        if epoch is None:
+            return
+        while not self._fenced:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    state = (await self._backend.renew([(self._run_id, epoch)])).get(self._run_id)
+            except (TailraceError, TimeoutError):
+                continue
+            if state is None:
+                continue
+            self._fenced = state.fenced
+            if state.cancel and not self.cancelled:
+                self.cancelled = True
+                on_cancel()
+        log.warning("the run was ended without its command", extra={"run": self._run_id})
+
+    async def wait_tried(self) -> None:
+        """Wait a moment for the first try to register: a short command is a run too."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_TRY_SECONDS):
+                await self._tried.wait()
+
+    async def finish(self, exit_code: int, signal_name: str | None, *, delivered: bool) -> None:
+        """Say how it ended. What cannot be said now, the lease says later: the run is lost then."""
+        if self.epoch is None or self._fenced:
+            return
+        status, error = _outcome(exit_code, signal_name, cancelled=self.cancelled)
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._backend.finish(
+                    self._run_id, self.epoch, status, error=error, result={"exit_code": exit_code}, seal=delivered
+                )
+        except (TailraceError, TimeoutError) as exc:
+            log.warning("the end of the run could not be told", extra={"run": self._run_id, "error": str(exc)})
+
+    async def _claim(self) -> int | None:
+        producer, attempt = secrets.token_hex(8), 0
+        while True:
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    label = self._label
+                    await self._backend.create(
+                        kind="exec", title=label.title, metadata=label.metadata, run_id=self._run_id
+                    )
+                    return (await self._backend.begin(self._run_id, producer=producer)).epoch
+            except TimeoutError:
+                pass
+            except TailraceError as exc:
+                if not exc.retryable:
+                    log.info("the command is not registered as a run", extra={"code": exc.code})
+                    return None
+            self._tried.set()
+            await asyncio.sleep(pause_before(attempt, cap=5.0))
+            attempt += 1
+
+
+def _outcome(exit_code: int, signal_name: str | None, *, cancelled: bool) -> tuple[RunStatus, str | None]:
+    if cancelled:
+        return RunStatus.CANCELLED, None
+    if exit_code == 0:
+        return RunStatus.COMPLETED, None
+    return RunStatus.FAILED, f"ended by {signal_name}" if signal_name else f"exit code {exit_code}"

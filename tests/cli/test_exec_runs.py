@@ -1,0 +1,66 @@
+"""`tailrace exec` as a registered run: its status, its end, and a cancel that reaches the command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tailrace.features.runs.events import EventStore
+from tests.features.runs.api import SERVICE, Site, site
+from tests.support.commands import Result, clean_environment, run_command
+from tests.support.wait import eventually
+
+
+@pytest.fixture
+async def there(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site(tmp_path / "gateway") as made:
+        yield made
+
+
+async def execute(there: Site, folder: Path, *arguments: str) -> Result:
+    env = clean_environment(folder, TAILRACE_URL=there.served.url, TAILRACE_TOKEN=SERVICE)
+    return await run_command("exec", "--id", "1", *arguments, cwd=folder, env=env)
+
+
+async def types(there: Site) -> list[str]:
+    async with EventStore(there.served.url, token=SERVICE) as store:
+        return [event.type for event in await store.get_events("1", limit=1_000)]
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, "completed"), (3, "failed")])
+async def test_a_command_is_a_run_with_its_outcome(there: Site, tmp_path: Path, code: int, status: str) -> None:
+    result = await execute(there, tmp_path, "--", "bash", "-c", f"exit {code}")
+
+    run = await there.good("GET", "/runs/1")
+    assert result.code == code
+    assert (run["status"], run["kind"], run["result"] if code == 0 else run["error"]) == (
+        status,
+        "exec",
+        {"exit_code": 0} if code == 0 else "exit code 3",
+    )
+    assert (await types(there))[-2:] == ["run.exited", f"run.{status}"]
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_a_cancel_ends_the_command_with_sigterm_and_then_with_sigkill(
+    there: Site, tmp_path: Path, stubborn: bool
+) -> None:
+    trap = "trap '' TERM; " if stubborn else ""
+    command = asyncio.create_task(
+        execute(there, tmp_path, "--grace", "0.5", "--", "bash", "-c", f"{trap}while true; do sleep 0.1; done")
+    )
+
+    async def running() -> bool:
+        answer = await there.ask("GET", "/runs/1")
+        return answer.is_success and answer.json()["status"] == "running"
+
+    await eventually(running, 60, every=0.1)
+    await there.good("POST", "/runs/1/cancel")
+    result = await command
+
+    assert result.code == 128 + (9 if stubborn else 15)
+    assert (await there.good("GET", "/runs/1"))["status"] == "cancelled"
+    assert (await types(there))[-2:] == ["run.exited", "run.cancelled"]
