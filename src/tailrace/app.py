@@ -87,15 +87,23 @@ def create_gateway(
 def _features(settings: Settings) -> list[Feature]:
     """The features that the settings switch on."""
     features: list[Feature] = []
+    reads_stream = None
     if settings.rollout_enabled and settings.redis_url is not None:
         from tailrace.features.rollout.feature import RolloutFeature
 
         url = settings.redis_url.get_secret_value()
-        features.append(RolloutFeature(url, prefix=settings.key_prefix, enabled=settings.redis_stream_enabled))
+        rollout = RolloutFeature(url, prefix=settings.key_prefix, enabled=settings.redis_stream_enabled)
+        features.append(rollout)
+        if settings.workflow_mode == "rollout":
+            reads_stream = rollout.view.reads_stream
     if settings.runs_enabled:
         from tailrace.features.runs.feature import RunsFeature
 
         features.append(RunsFeature(settings))
+    if settings.workflows_enabled:
+        from tailrace.features.workflow.feature import WorkflowFeature
+
+        features.append(WorkflowFeature(reads_stream))
     return features
 
 

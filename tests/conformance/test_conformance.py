@@ -17,6 +17,7 @@ from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName, check_type, escape_name
 from tailrace.core.page import Head, Page
 from tailrace.errors import InvalidCursor, InvalidStream, Malformed
+from tailrace.features.workflow.message import event_of
 
 FOLDER = Path(__file__).parents[2] / "conformance"
 Case = dict[str, Any]
@@ -273,7 +274,21 @@ def check_commands(case: Case) -> None:
     assert {name: command[name] for name in case["command"]} == case["command"]
 
 
+def check_workflow(case: Case) -> None:
+    if "payload" in case:
+        at = EntryId.parse(case["cursor"]) if case["cursor"] else None
+        way = {name: case[name] for name in ("mode", "resumable", "reason")}
+        payload = frames.mode_payload(StreamName.parse(case["stream"]), cursor=at, **way)
+        assert payload == case["payload"].encode()
+        return
+    text = bytes.fromhex(case["hex"]) if "hex" in case else case["text"].encode()
+    event = event_of(text)
+    assert event.type == case["type"]
+    assert codec.encode(event.data, max_bytes=1_000) == case["data"].encode()
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
+    "workflow": check_workflow,
     "names": check_names,
     "escape": check_escape,
     "types": check_types,

@@ -18,6 +18,7 @@ from tailrace.core.names import StreamName
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.transports.rawhttp import EXTENSION
+from tailrace.web.feature import Feature
 from tailrace.web.gateway import Gateway
 from tailrace.web.principal import Authorizer
 from tests.support.serving import Serving, serving
@@ -131,13 +132,14 @@ async def gate(
     log: Log | None = None,
     *,
     authorizer: Authorizer | None = None,
+    features: Sequence[Feature] | None = None,
     wrap: Callable[[Any], Any] | None = None,
     **given: Any,
 ) -> AsyncIterator[Gate]:
     """Serve a gateway; without a log, on one in memory. `wrap` puts something around the application."""
     settings = await asyncio.to_thread(lambda: Settings(**{"jwt_secret": SECRET, "runs_enabled": False, **given}))
     event_log: Any = log if log is not None else MemoryLog(kinds=settings.stream_kinds())
-    app = create_app(settings, log=event_log, authorizer=authorizer)
+    app = create_app(settings, log=event_log, authorizer=authorizer, features=features)
     try:
         sizes = {
             name: given[name] for name in ("max_frame_bytes", "max_unsent_bytes", "send_buffer_bytes") if name in given

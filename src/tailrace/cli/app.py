@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tailrace.cli import bench, dev, doctor, execute, info, publish, rollout, serve, tail, token
+from tailrace.cli import bench, bridge, dev, doctor, execute, info, publish, rollout, serve, tail, token
 from tailrace.cli.console import guarded
 from tailrace.cli.exits import TABLE
 
@@ -70,4 +70,5 @@ app.command("info", rich_help_panel=_STREAMS)(guarded(info.info))
 app.command("token", rich_help_panel=_OPERATE)(guarded(token.token))
 app.command("doctor", rich_help_panel=_OPERATE)(guarded(doctor.doctor))
 app.add_typer(rollout.app, name="rollout", rich_help_panel=_OPERATE)
+app.command("bridge", rich_help_panel=_OPERATE)(guarded(bridge.bridge))
 app.add_typer(bench.app, name="bench", rich_help_panel=_OPERATE)

@@ -194,6 +194,14 @@ class Settings(BaseSettings):
     """A claimed run whose producer was silent for this long is `lost`."""
     rollout_enabled: bool = True
     """Whether this gateway follows rollouts from Pub/Sub to streams, and may guard them."""
+    workflows_enabled: bool = True
+    """Whether `…/streams/workflow:{id}/ws` knows the old channels too."""
+    workflow_mode: Literal["streams", "dual", "pubsub", "rollout"] = "streams"
+    """Where workflows are published and read; `rollout`: what `tailrace rollout` says."""
+    workflow_channel: Annotated[str, Field(pattern=r"^[!-~]*\{id\}[!-~]*$")] = "workflow:{id}"
+    """Pub/Sub channel of a workflow before it had a stream."""
+    workflow_fallback_seconds: Seconds = 30.0
+    """When the log does not answer for this long, viewers of workflows are given their old channels."""
     kinds: dict[str, KindSettings] = {}
     """Stream kinds, as `[kinds.<name>]` tables."""
 

@@ -6,17 +6,31 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.routing import BaseRoute
 
+from tailrace.core.cursor import Resume
 from tailrace.core.names import StreamName
 from tailrace.web.principal import Action, Authorizer, Principal
 
 if TYPE_CHECKING:
+    from tailrace.transports.websocket import StreamSocket, WsOptions
     from tailrace.web.gateway import Gateway
 
-__all__ = ["Feature", "FeatureAuthorizer"]
+__all__ = ["Asked", "Feature", "FeatureAuthorizer", "Worker"]
 
 Worker = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a reader of one stream asks for on its WebSocket."""
+
+    stream: StreamName
+    resume: Resume
+    format: str | None
+    """None: it does not say."""
+    conflate: bool
+    compact: bool
 
 
 class Feature:
@@ -44,6 +58,11 @@ class Feature:
         """What runs as long as the gateway; a worker that ends or fails ends the gateway."""
         del gateway
         return {}
+
+    def socket(self, gateway: Gateway, options: WsOptions, asked: Asked) -> StreamSocket | None:
+        """What serves `/streams/{stream}/ws` of a stream of its kind; None: not its kind, the core serves it."""
+        del gateway, options, asked
+        return None
 
     async def authorize(self, principal: Principal, action: Action, stream: StreamName) -> bool:
         """Grant what the token does not grant, e.g. an owner's own run. False: it has nothing to say.

@@ -32,6 +32,7 @@ from tailrace.transports.ws_session import SessionOptions
 from tailrace.transports.ws_sink import WsSinkOptions
 from tailrace.web.auth import Identity, chosen_subprotocol
 from tailrace.web.connections import Lease, new_nonce
+from tailrace.web.feature import Asked
 from tailrace.web.gateway import Gateway
 from tailrace.web.params import boolean, choice, last_event_id
 from tailrace.web.principal import Action
@@ -158,7 +159,7 @@ class _Multiplexed(_Endpoint):
 
 
 class StreamEndpoint(_Endpoint):
-    """Serves one stream."""
+    """Serves one stream. A feature may serve the streams of its kind in its own way."""
 
     def stream_of(self, connection: HTTPConnection) -> StreamName:
         """Which one. Raises what refuses it."""
@@ -176,19 +177,33 @@ class StreamEndpoint(_Endpoint):
         await self.check(stream)
         cursor, _ = last_event_id(connection, max_bytes=gateway.settings.max_cursor_bytes)
         resume = parse_resume(cursor)
-        form = choice(connection, "format", ("envelope", "raw")) or gateway.kinds.of(stream).format
+        form = choice(connection, "format", ("envelope", "raw"))
         conflate = boolean(connection, "conflate", default=False)
         compact = boolean(connection, "compact", default=False)
-        hub = gateway.hub
+        socket = self._socket(Asked(stream, resume, form, conflate, compact))
         lease = await self._admit(connection, identity, nonce, (stream,))
 
         async def serve(receive: Receive, send: Send) -> None:
-            socket = StreamSocket(
-                hub, gateway.pulse, self._options, stream, resume, format=form, conflate=conflate, compact=compact
-            )
             await self._serve_leased(lease, connection, socket, receive, send)
 
         return serve
+
+    def _socket(self, asked: Asked) -> StreamSocket:
+        gateway = self._gateway
+        for feature in gateway.features:
+            socket = feature.socket(gateway, self._options, asked)
+            if socket is not None:
+                return socket
+        return StreamSocket(
+            gateway.hub,
+            gateway.pulse,
+            self._options,
+            asked.stream,
+            asked.resume,
+            format=asked.format or gateway.kinds.of(asked.stream).format,
+            conflate=asked.conflate,
+            compact=asked.compact,
+        )
 
 
 class _LeaseGate:

@@ -6,7 +6,8 @@ Rules of this file
 2. The leading way is told at once, in its order. What comes on the other waits for its twin; whose twin does not come
    within `GRACE_SECONDS` is told too: it was published on one way only.
 3. Where a twin is there as a record, the record is told: it has an id.
-4. It is settled when nothing waits and nothing is owed: then the other way can be left without loss or repetition.
+4. It is settled when nothing waits, and nothing that the way to be left has told is still to come on the one that
+   stays: then the other can be left without loss or repetition.
 5. Pure: the clock is the caller's.
 """
 
@@ -45,6 +46,7 @@ class _Owed:
 
     def add(self, key: bytes, now: float) -> None:
         self._times.setdefault(key, deque()).append(now)
+        self._times.move_to_end(key)
         self._count += 1
         if self._count > MAX_OWED:
             self.take(next(iter(self._times)))
@@ -60,7 +62,7 @@ class _Owed:
         return True
 
     def any_since(self, then: float) -> bool:
-        return any(times[-1] > then for times in reversed(self._times.values()))
+        return bool(self._times) and self._times[next(reversed(self._times))][-1] > then
 
 
 class Merge:
@@ -119,12 +121,12 @@ class Merge:
             told.append(self._tell_message(now))
         return told
 
-    def settled(self, now: float) -> bool:
-        """Whether nothing waits on either way, and nothing that was told a moment ago is still to come on the other."""
+    def settled(self, to: Way, now: float) -> bool:
+        """Whether the other way can be left: nothing waits, and nothing that it has told is still to come on `to`."""
         if self._records or self._messages:
             return False
-        then = now - GRACE_SECONDS
-        return not self._owed_by_stream.any_since(then) and not self._owed_by_channel.any_since(then)
+        owed = self._owed_by_stream if to is Way.STREAM else self._owed_by_channel
+        return not owed.any_since(now - GRACE_SECONDS)
 
     def _up_to(self, key: bytes, now: float) -> list[bytes]:
         """The records that wait, up to the one with this key: the stream's order is everybody's."""

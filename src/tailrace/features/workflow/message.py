@@ -12,6 +12,7 @@ import base64
 import json
 from collections.abc import Callable
 from typing import Any, TypeAlias
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -34,6 +35,7 @@ __all__ = [
     "node_output",
     "stream_of",
     "text_of",
+    "unescape_name",
 ]
 
 KIND = "workflow"
@@ -87,6 +89,13 @@ def stream_of(workflow_id: str | int) -> StreamName:
         InvalidStream: the id is empty or too long.
     """
     return StreamName.parse(f"{KIND}:{escape_name(str(workflow_id))}")
+
+
+def unescape_name(name: str) -> str:
+    """The id whose stream has this name."""
+    return unquote_to_bytes(name.removeprefix("0~" if name.startswith("0~") else "").replace("~", "%")).decode(
+        errors="replace"
+    )
 
 
 def text_of(message: Message, dumps: Dumps = json.dumps) -> bytes:

@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -29,12 +29,15 @@ from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.core.rollout import Mode
-from tailrace.errors import LogError
+from tailrace.errors import ConfigError, LogError
 from tailrace.eventlog.features import ServerFeatures, read_features
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels
 from tailrace.features.workflow import message as messages
 from tailrace.features.workflow.message import DEFAULT_CHANNEL, ChannelTemplate, Dumps, Message, stream_of
+
+if TYPE_CHECKING:
+    from tailrace.config import Settings
 
 __all__ = ["ENDED_SECONDS", "MAX_LENGTH", "Counts", "Messages", "ModeOf", "Published", "WorkflowPublisher"]
 
@@ -122,6 +125,30 @@ class WorkflowPublisher:
         self._features: ServerFeatures | None = None
         self._asking = asyncio.Lock()
         self._silent = False
+
+    @classmethod
+    def of(
+        cls, settings: Settings, *, mode: Mode | ModeOf | None = None, dumps: Dumps = json.dumps
+    ) -> WorkflowPublisher:
+        """A publisher by the settings of a gateway; `mode` wins over `workflow_mode`.
+
+        Raises:
+            ConfigError: `redis_url` is not set, or something cannot be used.
+        """
+        if settings.redis_url is None:
+            raise ConfigError("redis_url is not set: say where the log lives")
+        if mode is None and settings.workflow_mode == "rollout":
+            raise ConfigError("workflow_mode is rollout: give the publisher a rollout's mode_of")
+        return cls(
+            settings.redis_url.get_secret_value(),
+            mode=Mode(settings.workflow_mode) if mode is None else mode,
+            streams_enabled=settings.redis_stream_enabled,
+            channel=settings.workflow_channel,
+            dumps=dumps,
+            key_prefix=settings.key_prefix,
+            kinds=settings.stream_kinds(),
+            timeout_seconds=settings.log_timeout_seconds,
+        )
 
     # -- names --------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from tailrace.core.names import StreamName
 from tailrace.errors import LogError, TooLarge
 from tailrace.features.workflow.merge import GRACE_SECONDS, Merge, Way
 from tailrace.features.workflow.message import event_of
-from tailrace.hub.block import Block
+from tailrace.hub.block import Block, SinkClosed
 from tailrace.hub.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ class Reader:
         self.stream = stream
         self.channel = channel
         self.state = State.STREAMS if board.reads_stream(stream) else State.CHANNEL
-        self.sink: WsSink
+        self.sink: WsSink | None = None
+        self._early: list[tuple[bytes, bytes]] = []
+        """Messages that were heard while the first message was sent."""
+        self._unheard = False
         self._board = board
         self._subscription = subscription
         self._form = form
@@ -102,11 +105,16 @@ class Reader:
         self.sink = sink
         self._subscription.stays_open = self.state is not State.STREAMS
         self._subscription.sink = self
+        early, self._early = self._early, []
+        for text, key in early:
+            self.heard(text, key)
 
     # -- the log (Sink) -----------------------------------------------------------------------------------------------
 
     def write(self, block: Block) -> bool:
         """See `Sink`."""
+        if self.sink is None:
+            return False
         if self._merge is None:
             if self.state is State.CHANNEL and block.stream is None:
                 return True  # how the log is does not matter here; the channel's own link is told
@@ -119,23 +127,27 @@ class Reader:
             if isinstance(item, Record):
                 self._say(self._merge.record(_digest(item.data), self._form.item(item), now))
             else:
-                self.sink.say(frames.control_payload(item))
+                self._put(frames.control_payload(item))
         asyncio.get_running_loop().call_soon(self._finish)
         return True
 
     async def wait_writable(self) -> None:
         """See `Sink`."""
+        if self.sink is None:
+            raise SinkClosed
         await self.sink.wait_writable()
 
     # -- the channel --------------------------------------------------------------------------------------------------
 
     def heard(self, text: bytes, key: bytes) -> None:
         """A message of the channel; `key` is what `key_of` says, or empty while nobody needs it."""
-        if self._merge is not None:
+        if self.sink is None:
+            self._early.append((text, key))
+        elif self._merge is not None:
             self._say(self._merge.message(key, text, self._now()))
             self._finish()
         elif self.state is State.CHANNEL:
-            self.sink.say(text)
+            self._put(text)
 
     @property
     def needs_key(self) -> bool:
@@ -144,8 +156,9 @@ class Reader:
 
     def link(self, up: bool) -> None:
         """The channel's connection was lost, or is back; what was published meanwhile is lost to this viewer."""
-        if self.state is State.CHANNEL:
-            self.sink.say(frames.degraded_payload(Degraded(active=not up)))
+        if self.state is State.CHANNEL and up is self._unheard:
+            self._unheard = not up
+            self._put(frames.degraded_payload(Degraded(active=not up)))
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -153,6 +166,8 @@ class Reader:
         """A moment passed. Answer whether a switch is to begin: then `switch` has to be run."""
         now = self._now()
         away = self._board.away_since()
+        if self.sink is None:
+            return False
         if self._merge is not None:
             self._say(self._merge.overdue(now))
             if self.state is State.AWAY and away is None:
@@ -199,7 +214,9 @@ class Reader:
     def _finish(self) -> None:
         """End a switch if it may end now."""
         merge, now = self._merge, self._now()
-        if merge is None or self.state is State.AWAY or now < self._ready_at or not merge.settled(now):
+        if merge is None or self.state is State.AWAY or now < self._ready_at:
+            return
+        if not merge.settled(Way.CHANNEL if self.state is State.TO_CHANNEL else Way.STREAM, now):
             return
         if self.state is State.TO_CHANNEL:
             self._settle_on_channel()
@@ -220,11 +237,15 @@ class Reader:
     def _tell(self, reason: str) -> None:
         cursor = self._subscription.cursors.get(self.stream) if self.resumable else None
         payload = frames.mode_payload(self.stream, self.mode, resumable=self.resumable, reason=reason, cursor=cursor)
-        self.sink.say(payload)
+        self._put(payload)
 
     def _say(self, told: list[bytes]) -> None:
         for frame in told:
-            self.sink.say(frame)
+            self._put(frame)
+
+    def _put(self, payload: bytes) -> None:
+        if self.sink is not None:
+            self.sink.say(payload)
 
 
 def key_of(text: bytes) -> bytes:

@@ -35,8 +35,9 @@ class WorkflowSocket(StreamSocket):
         channel: str,
         format: str = "raw",  # noqa: A002 - the word of the wire
         conflate: bool = False,
+        compact: bool = False,
     ) -> None:
-        super().__init__(hub, pulse, options, stream, resume, format=format, conflate=conflate)
+        super().__init__(hub, pulse, options, stream, resume, format=format, conflate=conflate, compact=compact)
         self._board = board
         self._channel = channel
         self._reader: Reader
@@ -47,7 +48,9 @@ class WorkflowSocket(StreamSocket):
         """See `StreamSocket`."""
         if not await self._accept(scope, receive, send, subprotocol):
             return None
-        self._adopt(await self._hub.open({}, Nowhere(), stays_open=True, conflate=self._conflate))
+        self._adopt(
+            await self._hub.open({}, Nowhere(), stays_open=True, conflate=self._conflate, compact=self._compact)
+        )
         self._reader = Reader(self._board, self._stream, self._channel, self._subscription, self._form)
         try:
             try:

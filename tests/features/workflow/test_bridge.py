@@ -1,0 +1,190 @@
+"""Unmodified producers get streams; several bridges store each message once, and say where one may be missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailrace.errors import ConfigError
+from tailrace.features.workflow.bridge import SKIPPED, Bridge
+from tailrace.features.workflow.publisher import WorkflowPublisher
+from tests.features.workflow.conftest import MakePublisher
+from tests.support.commands import clean_environment, started
+from tests.support.redis_servers import RedisServer, StartRedis
+from tests.support.wait import eventually
+
+WAIT = 60.0
+
+
+@asynccontextmanager
+async def bridging(server: RedisServer, prefix: str, *, leads: bool = True, **options: Any) -> AsyncIterator[Bridge]:
+    bridge = Bridge(server.admin_url, f"{prefix}old:*", key_prefix=prefix, **options)
+    task = asyncio.create_task(bridge.run())
+    try:
+        await eventually(lambda: bridge.leads or not leads or task.done(), WAIT)
+        yield bridge
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def types(publisher: WorkflowPublisher) -> list[dict[str, Any]]:
+    """What the stream has."""
+    return [{**each, "id": ""} for each in (await publisher.read_history("w1", limit=1_000)).messages]
+
+
+async def stored(publisher: WorkflowPublisher, count: int) -> list[dict[str, Any]]:
+    """What the stream has, once it has so much."""
+
+    async def there() -> list[dict[str, Any]]:
+        found = await types(publisher)
+        assert len(found) >= count, len(found)
+        return found
+
+    found: list[dict[str, Any]] = await eventually(there, WAIT, every=0.1)
+    return found
+
+
+async def test_messages_are_stored_in_order_and_equal_ones_are_two(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str
+) -> None:
+    old = make()
+    async with bridging(redis70, key_prefix):
+        for n in range(100):
+            await old.publish_to_channel("w1", {"type": "node_output", "n": n // 2})
+
+        found = await stored(old, 100)
+
+    assert [each["n"] for each in found] == [n // 2 for n in range(100)]
+
+
+async def test_what_cannot_be_an_event_is_kept_or_counted(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str
+) -> None:
+    old = make()
+    async with bridging(redis70, key_prefix) as bridge:
+        for text in ("no json", b"\xff", "x" * 1_100_000, '{"n":1}'):
+            await old.publish_to_channel("w1", text)
+
+        found = await stored(old, 4)
+
+    assert found == [
+        {"id": "", "text": "no json"},
+        {"id": "", "base64": "/w=="},
+        {"id": "", "count": 1, "reason": "too_large"},
+        {"id": "", "n": 1},
+    ]
+    assert bridge.counts.skipped == 1
+
+
+async def test_one_of_two_writes_and_the_other_takes_over_at_once_when_it_ends(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str
+) -> None:
+    old = make()
+    async with bridging(redis70, key_prefix, leads=False) as second:
+        async with bridging(redis70, key_prefix, leads=False) as first:
+            await eventually(lambda: first.leads or second.leads, WAIT)
+            await old.publish_to_channel("w1", {"n": 1})
+            await stored(old, 1)
+            assert first.leads is not second.leads
+        await eventually(lambda: second.leads, WAIT)
+        await old.publish_to_channel("w1", {"n": 2})
+
+        await eventually(lambda: second.counts.stored, WAIT)
+        numbers = [each["n"] for each in await types(old) if "n" in each]
+    assert numbers == [1, 2]
+
+
+async def test_one_that_lost_the_lease_without_knowing_is_fenced_out(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str
+) -> None:
+    old = make()
+    async with bridging(redis70, key_prefix) as bridge:
+        await old.publish_to_channel("w1", {"n": 1})
+        await stored(old, 1)
+        meta = old.stream_key("w1").removesuffix("events") + "meta"
+        await redis70.cli("HSET", meta, "epoch", "9000000000000000")
+
+        await old.publish_to_channel("w1", {"n": 2})
+
+        await eventually(lambda: bridge.counts.takeovers > 1 or not bridge.leads, WAIT)
+        assert [each["n"] for each in await types(old)] == [1]
+
+
+async def test_what_does_not_fit_is_left_out_and_told_at_its_place(
+    make: MakePublisher, start_redis: StartRedis, key_prefix: str
+) -> None:
+    server = await start_redis()
+    old = make(server.url)
+    async with bridging(server, key_prefix, max_waiting_bytes=5_000) as bridge:
+        await server.cli("CONFIG", "SET", "maxmemory", "1")
+        for n in range(100):
+            await old.publish_to_channel("w1", {"n": n})
+        await eventually(lambda: bridge.counts.heard == 100, WAIT)
+        assert bridge.waiting_bytes <= 5_000
+        await server.cli("CONFIG", "SET", "maxmemory", "0")
+
+        await eventually(lambda: bridge.waiting_bytes == 0, WAIT)
+        found = await stored(old, 2)
+
+    kept = [each["n"] for each in found if "n" in each]
+    assert kept == list(range(len(kept)))
+    assert found[-1] == {"id": "", "count": 100 - len(kept), "reason": "full"}
+    assert bridge.counts.skipped == 100 - len(kept)
+
+
+async def test_a_bridge_that_is_killed_is_followed_by_the_other_with_a_gap_that_is_told(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str, tmp_path: Path
+) -> None:
+    old = make()
+    env = clean_environment(tmp_path, TAILRACE_KEY_PREFIX=key_prefix)
+    arguments = ("bridge", "--pattern", f"{key_prefix}old:*", "--redis", redis70.admin_url)
+    sent = 0
+
+    async def publish() -> None:
+        nonlocal sent
+        while True:
+            await old.publish_to_channel("w1", {"n": sent})
+            sent += 1
+            await asyncio.sleep(0.01)
+
+    async with started(*arguments, cwd=tmp_path, env=env) as first:
+        publishing = asyncio.create_task(publish())
+        await stored(old, 20)
+        async with bridging(redis70, key_prefix, leads=False) as second:
+            await eventually(lambda: second.counts.heard, WAIT)
+            first.process.kill()
+            await eventually(lambda: second.leads, WAIT)
+            before = len(await types(old))
+            await stored(old, before + 20)
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            await old.publish_to_channel("w1", {"n": -1})
+
+            async def ended() -> bool:
+                return (await old.read_history("w1", limit=1_000)).messages[-1].get("n") == -1
+
+            await eventually(ended, WAIT)
+    found = await types(old)
+    numbers = [each["n"] for each in found if "n" in each]
+    assert numbers[:-1] == sorted(set(numbers[:-1]))  # in order, none twice
+    told = [index for index, each in enumerate(found) if each.get("reason") == "takeover"]
+    assert len(told) == 1
+    at = told[0]
+    holes = [index for index in range(1, len(numbers) - 1) if numbers[index] != numbers[index - 1] + 1]
+    assert holes in ([], [at])
+    page = await old.read_history("w1", limit=1_000)
+    assert json.loads(json.dumps(page.messages[at]))["count"] is None
+    assert SKIPPED == "events.skipped"
+
+
+@pytest.mark.parametrize(("pattern", "prefix"), [("workflow:*", ""), ("*", "t:"), ("a:*:*", "t:"), ("none", "t:")])
+def test_a_pattern_that_hears_our_own_channels_or_has_no_place_for_an_id_is_refused(pattern: str, prefix: str) -> None:
+    with pytest.raises(ConfigError):
+        Bridge("unix:///nowhere", pattern, key_prefix=prefix)
