@@ -37,6 +37,10 @@ soak: ## a steady load for hours, and what may not grow (HOURS=1 SEED=1 REPORT=f
 	@scripts/services
 	@$(PY) -m tests.chaos.soak $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
 
+fuzz: ## every fuzz target, guided by coverage where atheris has a wheel (SECONDS=60 TARGETS="push codec")
+	@scripts/setup dev
+	@scripts/fuzz $(TARGETS) --seconds $(or $(SECONDS),60)
+
 settings: ## write docs/settings.md again
 	@$(PY) -c 'from tailrace.config import settings_table; print("# Settings\n\nEnvironment, `tailrace.toml`, defaults, in this order. This table is made from the code: `make settings`.\n\n" + settings_table(), end="")' >docs/settings.md
 
@@ -49,4 +53,4 @@ audit: ## known defects of what is installed, by pip-audit where it is on PATH a
 clean: ## remove what the other commands made (not the data in .tailrace)
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/bin
 
-.PHONY: help run test check bench chaos soak settings lock audit clean
+.PHONY: help run test check bench chaos soak fuzz settings lock audit clean

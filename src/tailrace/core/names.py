@@ -57,7 +57,7 @@ def escape_name(text: str) -> str:
     """
     escaped = _UNSAFE.sub(lambda match: b"~%02X" % match[0][0], text.encode()).decode()
     if escaped[:1] in {".", "_", "@", "-", "~"}:
-        # A name starts with a letter or digit, and "0~" can start no other escaped text.
+        # A name starts with a letter or digit, and "0~" before one of these can start no other escaped text.
         escaped = "0~" + escaped
     if not 1 <= len(escaped) <= 200:
         raise InvalidStream("this text cannot be part of a stream name", length=len(escaped))

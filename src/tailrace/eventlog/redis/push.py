@@ -268,7 +268,7 @@ class PushTail:
             return 1
         try:
             records = decode(watched, message)
-        except (ValueError, IndexError):
+        except ValueError:
             log.warning("a push cannot be read", extra={"stream": watched.stream})
             self._listener.on_doubt((watched.stream,))
             return 1

@@ -19,6 +19,7 @@ __all__ = ["Place", "decode", "encode"]
 
 _MAGIC = b"t1\n"
 _MAX_TYPES = 4_096
+_U64 = 2**64
 _types: dict[bytes, str] = {}
 """Event types as shared strings: there are few, and each record has one."""
 _new_id = tuple.__new__
@@ -70,7 +71,7 @@ def _decode_all(place: Place, message: bytes) -> list[Record]:
         parts = message[first:at].split(b"\n", 9)
         if parts[0] == b"r":
             records.append(_record(place, parts[1:]))
-        elif parts[0] == b"i":
+        elif parts[0] == b"i" and len(parts) == 3:
             place.last = _entry_id(parts[2])
             place.raw = parts[2]
             place.skipped = True
@@ -87,8 +88,10 @@ def _record(place: Place, parts: list[bytes]) -> Record:
         raise ValueError("raw line breaks in the data")  # what we store has none, and they would break frames
     prev = place.last if prev_raw == place.raw else _entry_id(prev_raw)
     ms_raw, _, seq = raw.partition(b"-")
-    ms = int(ms_raw)
-    place.last = last = _new_id(EntryId, (ms, int(seq)))
+    ms, number = int(ms_raw), int(seq)
+    if not 0 <= ms < _U64 or not 0 <= number < _U64:
+        raise ValueError("not an id")  # a cursor could not hold it
+    place.last = last = _new_id(EntryId, (ms, number))
     place.raw = raw
     return Record(
         place.stream,
@@ -96,7 +99,7 @@ def _record(place: Place, parts: list[bytes]) -> Record:
         prev,
         _types.get(type_raw) or _type(type_raw),
         Json(data),
-        ms if time == ms_raw else int(time),
+        ms if time == ms_raw else _u64(time),
         _label(uid) if uid else None,
         _label(key) if key else None,
         _label(actor) if actor else None,
@@ -106,7 +109,14 @@ def _record(place: Place, parts: list[bytes]) -> Record:
 
 def _entry_id(raw: bytes) -> EntryId:
     ms, _, seq = raw.partition(b"-")
-    return _new_id(EntryId, (int(ms), int(seq)))
+    return _new_id(EntryId, (_u64(ms), _u64(seq)))
+
+
+def _u64(raw: bytes) -> int:
+    number = int(raw)
+    if not 0 <= number < _U64:
+        raise ValueError("not a number of 64 bits")
+    return number
 
 
 def _type(raw: bytes) -> str:
