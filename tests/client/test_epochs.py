@@ -56,6 +56,21 @@ def test_an_epoch_is_kept_in_the_file_and_events_of_two_do_not_leave_together(tm
     spool.close()
 
 
+async def test_what_a_lost_stream_refuses_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    log = MemoryLog()
+    emitting = Emitting(DirectLog.on(log), None, "here")
+    await log.append(RUN, [event("new")], owner_epoch=2)
+
+    for n in range(20):
+        emitting.emit(RUN, event(n), 1)
+    assert await emitting.wait_settled(RUN, 1)
+
+    assert caplog.text.count("refused") == 1
+    assert await stored(log) == ["new"]
+    await emitting.aclose(0)
+    await log.aclose()
+
+
 async def test_events_of_an_older_epoch_are_refused_and_the_newer_ones_go_on() -> None:
     log = MemoryLog()
     emitting = Emitting(DirectLog.on(log), None, "here")

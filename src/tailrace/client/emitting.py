@@ -76,7 +76,8 @@ class Delivery:
         self._backend = backend
         self._spool = spool
         self._threaded = threaded
-        self._on_refused = on_refused or _log_refusal
+        self._on_refused = on_refused or self._log_refusal
+        self._complained: StreamName | None = None
         self._on_trouble = on_trouble
         self._more = asyncio.Event()
         self._empty = asyncio.Event()
@@ -157,6 +158,12 @@ class Delivery:
         self._on_refused(batch[0], error)
         await self._settled(1)
         return 0.0
+
+    def _log_refusal(self, entry: Entry, error: TailraceError) -> None:
+        """Once for a stream: one that has ended, or is another producer's, refuses all that is left."""
+        if entry.stream != self._complained:
+            self._complained = entry.stream
+            log.error("events are refused and dropped", extra={"stream": entry.stream, "code": error.code})
 
     async def _settled(self, count: int) -> None:
         await self._call(lambda: self._spool.done(count))
@@ -354,7 +361,3 @@ class Emitting:
 
 def _announcement(count: int) -> Event:
     return Event(SKIPPED, encode({"count": count, "reason": "the spool was full"}, max_bytes=1_024))
-
-
-def _log_refusal(entry: Entry, error: TailraceError) -> None:
-    log.error("an event was refused and dropped", extra={"stream": entry.s, "code": error.code})
