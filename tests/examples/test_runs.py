@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.async_api import Browser, Error
 
 from tailrace.features.runs.events import EventStore, StreamEvent
+from tests.browser.conftest import browser  # noqa: F401 - a fixture
 from tests.features.runs.api import SERVICE, Site, site
 from tests.support.commands import clean_environment, run_command, started
 from tests.support.redis_servers import find_port
@@ -125,3 +127,34 @@ async def test_flask_starts_runs_whose_viewers_read_here_and_at_the_gateway(
     assert "stream.closed" in here
     assert re.findall(r"^id: (\S+)$", again, flags=re.MULTILINE) == ids[-4:]
     assert (await there.good("GET", f"/runs/{run_id}"))["status"] == "completed"
+
+
+async def test_flask_page_shows_the_same_run_twice_in_a_browser(
+    env: dict[str, str],
+    tmp_path: Path,
+    browser: Browser,  # noqa: F811 - the fixture
+) -> None:
+    port = find_port()
+    origin = f"http://127.0.0.1:{port}"
+    async with site(tmp_path / "beside", cors_origins=(origin,)) as beside:
+        env = env | {"TAILRACE_URL": beside.served.url}
+        arguments = ["-m", "flask", "--app", str(EXAMPLES / "flask" / "app.py"), "run", "--port", str(port)]
+        async with started(*arguments, cwd=tmp_path, env=env, program=[sys.executable]):
+            page = await browser.new_page()
+
+            async def opened() -> bool:
+                try:
+                    return (await page.goto(origin)) is not None
+                except Error:
+                    return False
+
+            await eventually(opened, 60, every=0.1)
+            await page.click("#start")
+            for viewer in ("flask", "gateway"):
+                await page.wait_for_function(
+                    "id => document.getElementById(id).textContent.endsWith('done')", arg=viewer, timeout=60_000
+                )
+            shown = [await page.inner_text(f"#{viewer}") for viewer in ("flask", "gateway")]
+            await page.close()
+
+    assert shown == ["1 2 3 4 5 6 7 8 9 10 done"] * 2
