@@ -92,7 +92,13 @@ def _features(settings: Settings) -> list[Feature]:
         from tailrace.features.rollout.feature import RolloutFeature
 
         url = settings.redis_url.get_secret_value()
-        rollout = RolloutFeature(url, prefix=settings.key_prefix, enabled=settings.redis_stream_enabled)
+        channels = {"workflow": settings.workflow_channel}
+        rollout = RolloutFeature(
+            url,
+            prefix=settings.key_prefix,
+            enabled=settings.redis_stream_enabled,
+            template_of=lambda kind: channels.get(kind, f"{kind}:{{id}}"),
+        )
         features.append(rollout)
         if settings.workflow_mode == "rollout":
             reads_stream = rollout.view.reads_stream

@@ -143,7 +143,9 @@ def finalize(
 def rehearse(
     rate: Annotated[float, typer.Option("--rate", min=1, help="Events a second of each of two publishers.")] = 100.0,
     workflows: Annotated[int, typer.Option("--workflows", min=1, help="Of each publisher.")] = 20,
-    settle: Annotated[str, typer.Option("--settle", metavar="TIME", help="How long processes have to follow.")] = "2s",
+    settle: Annotated[
+        str, typer.Option("--settle", metavar="TIME", help="How long processes have to follow, 3s at least.")
+    ] = "3s",
     report_file: Annotated[Path | None, typer.Option("--report", help="Keep the report in this file, too.")] = None,
 ) -> None:
     """Rehearse the whole move on this machine: off, on, compare, 10, 50, 100 %, and back, under load.
@@ -162,7 +164,10 @@ def rehearse(
     from tailrace.cli.rehearse.report import is_good
     from tailrace.cli.rehearse.report import report as write
 
-    plan = Plan(rate=rate, workflows=workflows, settle_seconds=duration(settle).total_seconds())
+    seconds = duration(settle).total_seconds()
+    if seconds < 3:
+        raise typer.BadParameter("processes ask once a second, so they need 3s at least", param_hint="--settle")
+    plan = Plan(rate=rate, workflows=workflows, settle_seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="tailrace-rehearsal-") as folder:
         steps, verdicts = run(go(Path(folder), plan, lambda step: say(f"{step.name}: {step.seen}")))
     text = write(plan, steps, verdicts)
@@ -253,6 +258,7 @@ def _show(found: dict[str, Any]) -> None:
         say("this Redis has no Streams: everything is on Pub/Sub", style="yellow")
     if not found["kinds"]:
         out().print("nothing was ever moved: everything is on Pub/Sub", style="dim")
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("kind", "on streams", "since", "by", "guards", "next step"):
         table.add_column(title)

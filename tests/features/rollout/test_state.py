@@ -29,7 +29,7 @@ QUICK = 0.01
 """Seconds to settle, where a test is not about settling."""
 
 
-@pytest_asyncio.fixture(params=["5.0", "6.2", "7.0"])
+@pytest_asyncio.fixture(params=["5.0", "7.0"])
 async def store(request: pytest.FixtureRequest, key_prefix: str) -> AsyncIterator[RedisRollout]:
     server: RedisServer = request.getfixturevalue(f"redis{request.param.replace('.', '')}")
     made = RedisRollout(server.url, prefix=key_prefix)

@@ -76,6 +76,12 @@ class Ledger:
         """Hold the numbers in the streams against what was written there."""
         return self._judge(seen, (Mode.DUAL, Mode.STREAMS))
 
+    def judge_viewers(self, seen: Mapping[str, Sequence[int]], workflows: Sequence[str]) -> Verdict:
+        """Hold what viewers of some workflows were given against all that was sent there, whichever way."""
+        part = Ledger()
+        part.sent.update({workflow: self.sent.get(workflow, []) for workflow in workflows})
+        return part._judge(seen, tuple(Mode))
+
     def _judge(self, seen: Mapping[str, Sequence[int]], modes: Sequence[Mode]) -> Verdict:
         expected = lost = doubled = foreign = unordered = 0
         for workflow in {*self.sent, *seen}:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
 import secrets
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from tailrace.cli.rehearse.ledger import Ledger, Sent
+from tailrace.cli.token import mint
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.redis.pubsub import Channels, Listener
 
-__all__ = ["OldSubscriber", "gateway", "old_subscriber", "publisher"]
+__all__ = ["Gateway", "OldSubscriber", "Viewers", "gateway", "old_subscriber", "publisher", "viewers"]
 
 READY_SECONDS = 60.0
 _SENT = msgspec.json.Decoder(Sent)
@@ -95,25 +99,89 @@ async def _read(lines: asyncio.StreamReader, ledger: Ledger) -> None:
         ledger.add(_SENT.decode(line))
 
 
+class Viewers:
+    """Viewers of some workflows, on WebSockets of the gateway; told which way they see, they only read on."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[int]] = defaultdict(list)
+        self.ended: list[str] = []
+        """Connections that ended, and why: none should."""
+
+    async def watch(self, gateway: Gateway, workflow: str, ready: asyncio.Event) -> None:
+        """Read one workflow until cancelled."""
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import ConnectionClosed
+
+        where = f"{gateway.url.replace('http', 'ws', 1)}/api/v1/streams/workflow:{workflow}/ws?last_id=0"
+        async with connect(where, additional_headers={"Authorization": f"Bearer {gateway.token}"}) as socket:
+            try:
+                async for text in socket:
+                    message = json.loads(text)
+                    if "control" not in message:
+                        self.seen[workflow].append(message["n"])
+                    ready.set()
+            except ConnectionClosed as exc:
+                self.ended.append(f"{workflow}: {exc}")
+
+
 @asynccontextmanager
-async def gateway(url: str, folder: Path) -> AsyncIterator[None]:
-    """A gateway process with its guards."""
+async def viewers(gateway: Gateway, workflows: Sequence[str]) -> AsyncIterator[Viewers]:
+    """Watch workflows while the body runs."""
+    made, readies = Viewers(), [asyncio.Event() for _ in workflows]
+    tasks = [
+        asyncio.create_task(made.watch(gateway, workflow, ready), name=f"viewer {workflow}")
+        for workflow, ready in zip(workflows, readies, strict=True)
+    ]
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await asyncio.gather(*(ready.wait() for ready in readies))
+        yield made
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Gateway(NamedTuple):
+    """A gateway that runs, and a token for it."""
+
+    url: str
+    token: str
+
+
+@asynccontextmanager
+async def gateway(url: str, folder: Path) -> AsyncIterator[Gateway]:
+    """A gateway process with its guards; it takes viewers when the body begins."""
+    secret, log_file = secrets.token_hex(32), folder / "gateway.log"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")},
         "TAILRACE_REDIS_URL": url,
         "TAILRACE_PORT": "0",
         "TAILRACE_DATA_DIR": str(folder),
-        "TAILRACE_JWT_SECRET": secrets.token_hex(32),
+        "TAILRACE_JWT_SECRET": secret,
+        "TAILRACE_WORKFLOW_MODE": "rollout",
+        "TAILRACE_LOG_FORMAT": "json",
+        "TAILRACE_MAX_CONNECTIONS_PER_USER": "0",
         "TAILRACE_DRAIN_SECONDS": "0.1",
     }
-    with (folder / "gateway.log").open("wb") as log:
+    with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tailrace", "serve", env=environment, cwd=folder, stdout=log, stderr=log
         )
         try:
-            yield
+            yield Gateway(await _address(log_file), mint(secret, "rehearsal", {"read": ["workflow:*"]}, 86_400))
         finally:
             await _end(process)
+
+
+async def _address(log_file: Path) -> str:
+    """Where the gateway listens, as it says when it does."""
+    async with asyncio.timeout(READY_SECONDS):
+        while True:
+            found = re.search(r'"address": "(http[^"]+)"', await asyncio.to_thread(log_file.read_text))
+            if found is not None:
+                return found[1]
+            await asyncio.sleep(0.05)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tailrace.cli.rehearse.ledger import Ledger, Verdict
-from tailrace.cli.rehearse.processes import OldSubscriber, gateway, old_subscriber, publisher
+from tailrace.cli.rehearse.processes import OldSubscriber, Viewers, gateway, old_subscriber, publisher, viewers
 from tailrace.core.names import StreamName
 from tailrace.core.rollout import Health, Mode, Rollout, writing
 from tailrace.eventlog.embedded import EmbeddedRedis
@@ -40,8 +41,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Of each publisher."""
     rate: float = 100.0
     """Events a second of each publisher."""
-    settle_seconds: float = 2.0
+    settle_seconds: float = 3.0
     steps: tuple[int, ...] = (10, 50, 100)
+
+    @property
+    def viewed(self) -> list[str]:
+        """Workflows that viewers of the gateway watch."""
+        return [f"flow-{publisher}-{index}" for publisher in range(self.publishers) for index in range(self.workflows)]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -56,13 +62,16 @@ class Step(msgspec.Struct, frozen=True):
 class Rehearsal:
     """One rehearsal under way; `steps` is what there is to tell so far."""
 
-    def __init__(self, plan: Plan, store: RedisRollout, log: RedisLog, ledger: Ledger, old: OldSubscriber) -> None:
+    def __init__(
+        self, plan: Plan, store: RedisRollout, log: RedisLog, ledger: Ledger, old: OldSubscriber, viewers: Viewers
+    ) -> None:
         self.steps: list[Step] = []
         self._plan = plan
         self._store = store
         self._log = log
         self._ledger = ledger
         self._old = old
+        self._viewers = viewers
 
     async def run(self, told: Callable[[Step], None]) -> None:
         """Go through all steps; the first that fails is the last."""
@@ -72,7 +81,7 @@ class Rehearsal:
                 async with asyncio.timeout(STEP_SECONDS):
                     seen, good = await work(), True
             except TimeoutError:
-                seen, good = await self._modes(), False
+                seen, good = f"{await self._modes()}; {await self._reason()}", False
             self.steps.append(Step(name, seen, good, time.monotonic() - begun))
             told(self.steps[-1])
             if not good:
@@ -81,7 +90,7 @@ class Rehearsal:
     def _work(self) -> dict[str, Callable[[], Any]]:
         steps = {f"{percent} %": self._to(percent) for percent in self._plan.steps}
         return {
-            "off": self._verified,
+            "off": partial(self._verified, 0),
             "on": self._to(100),
             "compare": self._compared,
             **steps,
@@ -91,19 +100,21 @@ class Rehearsal:
     def _to(self, percent: int) -> Callable[[], Any]:
         async def work() -> str:
             await set_percent(self._store, KIND, percent, by="rehearsal", settle_seconds=self._plan.settle_seconds)
-            return await self._verified()
+            return await self._verified(percent)
 
         return work
 
     async def _back(self) -> str:
         await roll_back(self._store, KIND, by="rehearsal", reason="the rehearsal ends")
-        return await self._verified()
+        return await self._verified(0)
 
-    async def _verified(self) -> str:
+    async def _verified(self, percent: int) -> str:
         """Wait until the change has settled, and every workflow's next event goes the way that it is to go."""
         while True:
             look = await self._store.look()
             rollout = look.rollouts.get(KIND, Rollout())
+            if rollout.percent != percent:
+                raise TimeoutError  # the guards rolled back
             if rollout.is_settled(look.now):
                 break
             await asyncio.sleep(0.1)
@@ -135,6 +146,10 @@ class Rehearsal:
         found = note.readings
         return f"guards green: {found.compared} compared, {found.mismatched} differ, lag {found.lag_seconds:.3f} s"
 
+    async def _reason(self) -> str:
+        changes = [change for change in await self._store.changes() if change.action == "rollback"]
+        return f"rolled back: {changes[-1].reason}" if changes else "not reached in time"
+
     async def _modes(self) -> str:
         modes = list(self._ledger.last_modes().values())
         return ", ".join(f"{modes.count(mode)} workflows {mode}" for mode in Mode if modes.count(mode))
@@ -147,6 +162,7 @@ class Rehearsal:
         return {
             "old subscriber": self._ledger.judge_channels(self._old.seen),
             "streams": self._ledger.judge_streams(streams),
+            "viewers": self._ledger.judge_viewers(self._viewers.seen, self._plan.viewed),
         }
 
     async def _numbers(self, stream: StreamName) -> list[int]:
@@ -175,9 +191,10 @@ async def rehearse(folder: Path, plan: Plan, told: Callable[[Step], None]) -> tu
         ledger, store, log = Ledger(), RedisRollout(redis.url), RedisLog.connect(redis.url)
         try:
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(gateway(redis.url, folder))
+                served = await stack.enter_async_context(gateway(redis.url, folder))
                 old = await stack.enter_async_context(old_subscriber(redis.url))
-                running = Rehearsal(plan, store, log, ledger, old)
+                watching = await stack.enter_async_context(viewers(served, plan.viewed))
+                running = Rehearsal(plan, store, log, ledger, old, watching)
                 async with AsyncExitStack() as publishing:
                     for number in range(plan.publishers):
                         name = f"flow-{number}"

@@ -71,6 +71,8 @@ class Shadow:
         self._before, _, self._after = template.partition("{id}")
         self._streams: OrderedDict[StreamName, float] = OrderedDict()
         """Those that are read, and since when."""
+        self._era: tuple[float, bool] | None = None
+        """The last change, and whether it had settled."""
         self._ready: set[StreamName] = set()
         self._subscription: Subscription | None = None
         self._new: asyncio.Queue[StreamName] = asyncio.Queue(QUEUE)
@@ -106,6 +108,11 @@ class Shadow:
     def compares(self, stream: StreamName) -> bool:
         """Whether every writer writes this stream's events both ways now."""
         rollout, now = self._view.rollout_of(self.kind), self._view.now()
+        era = rollout.since, rollout.is_settled(now)
+        if era != self._era:
+            # Of an event that is on its way now, one side would be compared and the other not.
+            self._era = era
+            self.restart()
         return rollout.is_settled(now) and not rollout.finalized and self._view.mode_of(stream) is Mode.DUAL
 
     # -- the channels -----------------------------------------------------------------------------------------------
