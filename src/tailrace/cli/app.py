@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tailrace.cli import bench, bridge, dev, doctor, execute, info, publish, rollout, serve, tail, token
+from tailrace.cli import bench, bridge, db, dev, doctor, execute, info, publish, rollout, runs, serve, tail, token
 from tailrace.cli.console import guarded
 from tailrace.cli.exits import TABLE
 
@@ -71,4 +71,6 @@ app.command("token", rich_help_panel=_OPERATE)(guarded(token.token))
 app.command("doctor", rich_help_panel=_OPERATE)(guarded(doctor.doctor))
 app.add_typer(rollout.app, name="rollout", rich_help_panel=_OPERATE)
 app.command("bridge", rich_help_panel=_OPERATE)(guarded(bridge.bridge))
+app.add_typer(runs.app, name="runs", rich_help_panel=_STREAMS)
+app.add_typer(db.app, name="db", rich_help_panel=_OPERATE)
 app.add_typer(bench.app, name="bench", rich_help_panel=_OPERATE)

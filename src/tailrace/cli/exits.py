@@ -8,12 +8,14 @@ from tailrace.errors import (
     ConfigError,
     Conflict,
     CursorExpired,
+    DatabaseUnavailable,
     Forbidden,
     LogError,
     Malformed,
     NotFound,
     RateLimited,
     RequestError,
+    RunExpired,
     TailraceError,
     TooLarge,
     Unauthorized,
@@ -48,8 +50,8 @@ TABLE: tuple[tuple[ExitCode, str], ...] = (
     (ExitCode.FAILED, "something else went wrong; doctor --strict: there are warnings"),
     (ExitCode.USAGE, "the command line cannot be understood"),
     (ExitCode.INVALID, "an event, stream name or cursor that is not accepted"),
-    (ExitCode.NOT_FOUND, "no such stream, or it has expired"),
-    (ExitCode.UNAVAILABLE, "the server or its log does not answer"),
+    (ExitCode.NOT_FOUND, "no such stream or run, or it has expired"),
+    (ExitCode.UNAVAILABLE, "the server, its log or its database does not answer"),
     (ExitCode.CONFLICT, "the stream is closed, or the uid was used with other data"),
     (ExitCode.TEMPORARY, "a limit was reached, or Redis is loading; try again later"),
     (
@@ -70,11 +72,12 @@ def exit_code_of(error: TailraceError) -> ExitCode:
     for kinds, code in (
         ((ConfigError, Unsupported), ExitCode.CONFIG),
         ((Unauthorized, Forbidden), ExitCode.REFUSED),
-        ((NotFound, CursorExpired), ExitCode.NOT_FOUND),
+        ((NotFound, CursorExpired, RunExpired), ExitCode.NOT_FOUND),
         ((Conflict,), ExitCode.CONFLICT),
         ((RateLimited,), ExitCode.TEMPORARY),
         ((Malformed, TooLarge, RequestError), ExitCode.INVALID),
     ):
         if isinstance(error, kinds):
             return code
-    return ExitCode.UNAVAILABLE if isinstance(error, LogError) and error.retryable else ExitCode.FAILED
+    away = isinstance(error, (LogError, DatabaseUnavailable)) and error.retryable
+    return ExitCode.UNAVAILABLE if away else ExitCode.FAILED

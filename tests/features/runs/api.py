@@ -74,7 +74,9 @@ class Site:
 @asynccontextmanager
 async def site(folder: Path, *, log: Log | None = None, **settings: Any) -> AsyncIterator[Site]:
     """Serve it."""
-    given = await asyncio.to_thread(lambda: settings_of(**{"runs_enabled": True, "data_dir": folder, **settings}))
+    given = await asyncio.to_thread(
+        lambda: settings_of(**{"runs_enabled": True, "data_dir": folder, "database_timeout_seconds": 30, **settings})
+    )
     made = log if log is not None else MemoryLog(kinds=given.stream_kinds())
     app = create_app(given, log=made)
     gateway: Gateway = app.state.gateway

@@ -169,10 +169,8 @@ class Importer:
 
         async def read(session: AsyncSession) -> Any:
             # The column's type is not known: its texts are compared, and the value itself is used.
-            async for (value,) in await session.stream(statement):
-                if escape_name(str(value)) == last:
-                    return value
-            return None
+            values = (await session.execute(statement)).scalars()
+            return next((value for value in values.all() if escape_name(str(value)) == last), None)
 
         return await self._database.run(read)
 
