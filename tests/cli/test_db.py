@@ -50,6 +50,7 @@ async def test_runs_are_listed_shown_cancelled_and_imported(run: Run, tmp_path: 
 
         arguments = ("runs", "import", "--from", f"sqlite:///{old}", "--table", "run_events", *to)
         dry = await run(*arguments, "--dry-run")
+        assert dry.code == 0, dry.err
         assert json.loads(dry.lines[0])["stored"] == 2
         done = await run(*arguments)
         assert (done.code, json.loads(done.lines[0])["verified"]) == (0, True)

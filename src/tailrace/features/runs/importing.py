@@ -126,7 +126,7 @@ class Importer:
 
     async def _one(self, run: Any, rows: int) -> RunReport:
         stream = StreamName.parse(f"{self._source.kind}:{escape_name(str(run))}")
-        report = RunReport(stream=stream, rows=rows)
+        report = RunReport(stream=str(stream), rows=rows)
         kept = await self._kept(stream)
         at = await self._place(run, kept.last)
         report.before = await self._count_until(run, at)
