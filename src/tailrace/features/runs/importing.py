@@ -10,7 +10,7 @@ Rules of this file
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -52,7 +52,7 @@ class Target(Protocol):
     async def publish_many(self, stream: str, events: Sequence[Event]) -> object:
         """Store events in their order, or raise."""
 
-    def history(self, stream: str) -> AsyncIterator[Record | Gap]:
+    def history(self, stream: str) -> AsyncIterable[Record | Gap]:
         """Everything that is kept of a stream."""
 
     async def close_stream(self, stream: str) -> object:
