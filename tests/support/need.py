@@ -16,6 +16,7 @@ __all__ = [
     "need_chromium",
     "need_mariadb",
     "need_postgresql",
+    "need_redis32",
     "need_redis50",
     "need_redis62",
     "need_redis70",
@@ -63,10 +64,19 @@ def need_redis62() -> str:
 
 def need_redis50() -> str:
     """A Redis 5.0 that `scripts/redis50` built."""
-    for path in sorted(CACHE.glob("redis-5.0-*/redis-server"), reverse=True):
+    return _built("5.0", "scripts/redis50")
+
+
+def need_redis32() -> str:
+    """A Redis 3.2, without Streams, that `scripts/redis50 3.2` built."""
+    return _built("3.2", "scripts/redis50 3.2")
+
+
+def _built(version: str, command: str) -> str:
+    for path in sorted(CACHE.glob(f"redis-{version}-*/redis-server"), reverse=True):
         if os.access(path, os.X_OK):
             return str(path)
-    absent("Redis 5.0", "run scripts/redis50 (needs a C compiler)")
+    absent(f"Redis {version}", f"run {command} (needs a C compiler)")
 
 
 def need_postgresql() -> str:

@@ -33,7 +33,8 @@ log = logging.getLogger("tailrace.pubsub")
 PROBE_SECONDS = 1.0
 """How often a listener's connection has to prove itself …"""
 PROBE_BACK_SECONDS = 2.0
-"""… and how soon."""
+"""… and how soon, in one of so many tries."""
+PROBES = 3
 SUBSCRIBE_SECONDS = 5.0
 """For the acknowledgement of all subscriptions of a new connection."""
 BATCH = 500
@@ -225,12 +226,16 @@ class Listener:
         Raises:
             LogUnavailable: it did not.
         """
-        self._probe_back = 0
-        try:
-            await self._channels.publish(self._probe, b"%d" % number, seconds=PROBE_BACK_SECONDS)
-        except OutcomeUnknown as exc:
-            raise LogUnavailable(exc.detail) from exc
-        await self._until(push, lambda: self._probe_back == number, seconds=PROBE_BACK_SECONDS)
+        # Once is no proof: a loop that was busy for seconds would end a sound connection, and lose what comes meanwhile.
+        for _ in range(PROBES):
+            self._probe_back = 0
+            with contextlib.suppress(LogUnavailable, OutcomeUnknown):
+                await self._channels.publish(self._probe, b"%d" % number, seconds=PROBE_BACK_SECONDS)
+                await self._until(push, lambda: self._probe_back == number, seconds=PROBE_BACK_SECONDS)
+                return
+            if push.closed.done() or self._defect is not None:
+                break
+        raise LogUnavailable("a probe did not come back")
 
     async def _until(
         self, push: Connection, reached: Callable[[], bool], *, seconds: float = SUBSCRIBE_SECONDS

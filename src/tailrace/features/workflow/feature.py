@@ -41,7 +41,8 @@ class WorkflowFeature(Feature):
 
     def __init__(self, reads_stream: ReadsStream | None = None) -> None:
         self._reads_stream = reads_stream
-        self._has_streams = True
+        self.has_streams = True
+        """False: the server was asked, and has none."""
         self._board: Switchboard | None = None
         self._channels: Channels | None = None
 
@@ -82,7 +83,7 @@ class WorkflowFeature(Feature):
             gateway.hub,
             self._channels,
             prefix=settings.key_prefix,
-            reads_stream=lambda stream: enabled and self._has_streams and reads(stream),
+            reads_stream=lambda stream: enabled and self.has_streams and reads(stream),
             fallback_seconds=settings.workflow_fallback_seconds,
         )
         try:
@@ -105,10 +106,10 @@ class WorkflowFeature(Feature):
         """Know whether the server has Streams, as soon as it answers."""
         while self._channels is not None:
             try:
-                self._has_streams = (await read_features(self._channels.topology)).has_streams
+                self.has_streams = (await read_features(self._channels.topology)).has_streams
             except LogUnavailable:
                 await asyncio.sleep(1.0)
                 continue
-            if not self._has_streams:
+            if not self.has_streams:
                 log.warning("the server has no Streams: workflows are read from their channels only")
             return
