@@ -226,7 +226,7 @@ class Listener:
         Raises:
             LogUnavailable: it did not.
         """
-        # Once is no proof: a loop that was busy for seconds would end a sound connection, and lose what comes meanwhile.
+        # Once is no proof: a loop that was busy for seconds would end a sound connection, and lose what comes then.
         for _ in range(PROBES):
             self._probe_back = 0
             with contextlib.suppress(LogUnavailable, OutcomeUnknown):
