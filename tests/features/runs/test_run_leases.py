@@ -1,0 +1,48 @@
+"""The leases of producers: the same promises in memory and on Redis."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tailrace.eventlog.leases import MemoryLeases
+from tailrace.eventlog.redis.leases import RedisLeases
+from tailrace.eventlog.run_leases import Renewal, RunLeases
+from tests.support.redis_servers import RedisServer
+from tests.support.wait import eventually
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def leases(request: pytest.FixtureRequest, redis70: RedisServer, key_prefix: str) -> AsyncIterator[RunLeases]:
+    store = MemoryLeases() if request.param == "memory" else RedisLeases(redis70.url, prefix=key_prefix)
+    yield store.runs
+    await store.aclose()
+
+
+async def test_the_larger_epoch_owns_a_run_and_an_ended_one_is_nobodys(leases: RunLeases) -> None:
+    assert await leases.renew([("1", 1), ("2", 10)], 30) == [Renewal.KEPT, Renewal.KEPT]
+    assert await leases.renew([("2", 9), ("1", 2)], 30) == [Renewal.FENCED, Renewal.KEPT]
+    assert await leases.alive(["1", "2", "3"]) == [True, True, False]
+
+    await leases.cancel("1")
+    assert await leases.renew([("1", 2), ("2", 10)], 30) == [Renewal.CANCEL, Renewal.KEPT]
+    await leases.end("1")
+
+    assert await leases.renew([("1", 2)], 30) == [Renewal.FENCED]
+    assert await leases.alive(["1"]) == [False]
+
+
+async def test_a_lease_that_is_over_is_known_until_it_was_dealt_with(leases: RunLeases) -> None:
+    await leases.renew([("short", 3), ("long", 1)], 0.05)
+    await leases.renew([("long", 1)], 60)
+
+    async def over() -> bool:
+        return await leases.expired(10) == [("short", 3)]
+
+    await eventually(over, 30)
+    await leases.watch([("short", 3), ("new", 2)], 60)
+    assert await leases.expired(10) == [("short", 3)]
+    assert await leases.alive(["short", "new"]) == [False, True]
+    await leases.end("short")
+    assert await leases.expired(10) == []
