@@ -27,20 +27,20 @@ class ServerFeatures(msgspec.Struct, frozen=True):
     """Redis 7.0, used on Cluster."""
 
 
-async def read_features(server: Topology | str, *, seconds: float = 5.0) -> ServerFeatures:
+async def read_features(server: Topology | str, *, prefix: str, seconds: float = 5.0) -> ServerFeatures:
     """Ask a server. A fork that calls itself by any version is believed by what it answers to XLEN.
 
     Raises:
         LogUnavailable: no answer in time, or it cannot answer now. ConfigError: a URL that cannot be used.
     """
     topology = open_topology(server) if isinstance(server, str) else server
-    deadline = within(seconds)
-    endpoint = await topology.endpoint_for(topology.slot("tailrace-features"))
+    deadline, key = within(seconds), f"{prefix}features"
+    endpoint = await topology.endpoint_for(topology.slot(key))
     connection = await Connection.open(endpoint, deadline=deadline, name="tailrace-checks")
     try:
         has_streams = True
         try:
-            await connection.call("XLEN", "tailrace-features", deadline=deadline)
+            await connection.call("XLEN", key, deadline=deadline)
         except ReplyError as exc:
             if exc.code in ("LOADING", "BUSY", "MASTERDOWN"):
                 raise LogUnavailable(f"{endpoint.label} cannot answer now: {exc.code}") from exc

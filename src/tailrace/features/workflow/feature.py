@@ -45,6 +45,7 @@ class WorkflowFeature(Feature):
         """False: the server was asked, and has none."""
         self._board: Switchboard | None = None
         self._channels: Channels | None = None
+        self._prefix = ""
 
     @property
     def board(self) -> Switchboard:
@@ -74,6 +75,7 @@ class WorkflowFeature(Feature):
     async def running(self, gateway: Gateway) -> AsyncIterator[None]:
         """See `Feature`."""
         settings = gateway.settings
+        self._prefix = settings.key_prefix
         if isinstance(gateway.log, RedisLog):
             self._channels = Channels(gateway.log.topology)
         enabled = settings.redis_stream_enabled
@@ -106,7 +108,7 @@ class WorkflowFeature(Feature):
         """Know whether the server has Streams, as soon as it answers."""
         while self._channels is not None:
             try:
-                self.has_streams = (await read_features(self._channels.topology)).has_streams
+                self.has_streams = (await read_features(self._channels.topology, prefix=self._prefix)).has_streams
             except LogUnavailable:
                 await asyncio.sleep(1.0)
                 continue

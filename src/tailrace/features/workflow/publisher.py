@@ -176,7 +176,9 @@ class WorkflowPublisher:
         """
         async with self._asking:
             if self._features is None:
-                self._features = await read_features(self._log.topology, seconds=self._seconds)
+                self._features = await read_features(
+                    self._log.topology, prefix=self._log.keys.prefix, seconds=self._seconds
+                )
                 if not self._features.has_streams:
                     log.warning("the server has no Streams: Pub/Sub only", extra={"version": self._features.version})
         return self._features
