@@ -10,6 +10,7 @@ Rules of this file
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -37,6 +38,8 @@ __all__ = [
     "parse_id",
     "value_of",
 ]
+
+log = logging.getLogger("tests.chaos")
 
 
 class Outcome(StrEnum):
@@ -115,6 +118,8 @@ class Board:
         """Note a violation."""
         self.note("violation", who, kind=kind, stream=stream, detail=detail)
         self.violations.append(Violation(kind, who, stream, self.fault, detail))
+        # At once: a run that is ended by hand must not take what it found with it.
+        log.warning("%s", self.violations[-1])
 
     def attempt(self, writer: str, stream: str, value: str) -> Attempt:
         """Note that an event is about to be published."""
