@@ -11,6 +11,7 @@ import tailrace
 from tailrace.errors import TailraceError
 from tailrace.observe import METRICS_CONTENT_TYPE
 from tailrace.web.gateway import Gateway
+from tailrace.web.openapi import problems
 from tailrace.web.params import choice
 from tailrace.web.problems import ProblemRoute
 from tailrace.web.streams import json_response
@@ -33,7 +34,7 @@ def status_router(gateway: Gateway) -> APIRouter:
         "/readyz",
         summary="Ready",
         response_class=Response,
-        responses={503: {"description": "Not ready; the body says why."}},
+        responses={503: {"description": "Not ready; the body says why."}, **problems(400)},
         openapi_extra={
             "parameters": [
                 {
