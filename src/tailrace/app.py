@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -41,7 +42,10 @@ from tailrace.web.streams import streams_router
 from tailrace.web.tokenroutes import token_router
 from tailrace.web.ws_routes import ws_router
 
-__all__ = ["create_app", "create_gateway", "lifespan_of", "tailrace_router"]
+if TYPE_CHECKING:
+    from tailrace.features.workflow.publisher import WorkflowPublisher
+
+__all__ = ["create_app", "create_gateway", "lifespan_of", "open_workflow_publisher", "tailrace_router"]
 
 _WEB = Path(__file__).parent / "web"
 
@@ -87,7 +91,7 @@ def create_gateway(
 def _features(settings: Settings) -> list[Feature]:
     """The features that the settings switch on."""
     features: list[Feature] = []
-    reads_stream = None
+    reads_stream = on_fallback = None
     if settings.rollout_enabled and settings.redis_url is not None:
         from tailrace.features.rollout.feature import RolloutFeature
 
@@ -100,6 +104,7 @@ def _features(settings: Settings) -> list[Feature]:
             template_of=lambda kind: channels.get(kind, f"{kind}:{{id}}"),
         )
         features.append(rollout)
+        on_fallback = partial(rollout.view.count, fallbacks=1)
         if settings.workflow_mode == "rollout":
             reads_stream = rollout.view.reads_stream
     if settings.runs_enabled:
@@ -109,8 +114,37 @@ def _features(settings: Settings) -> list[Feature]:
     if settings.workflows_enabled:
         from tailrace.features.workflow.feature import WorkflowFeature
 
-        features.append(WorkflowFeature(reads_stream))
+        features.append(WorkflowFeature(reads_stream, on_fallback=on_fallback))
     return features
+
+
+@asynccontextmanager
+async def open_workflow_publisher(settings: Settings, **options: Any) -> AsyncIterator[WorkflowPublisher]:
+    """Make a publisher that goes where `tailrace rollout` says, and reports to its guards how publishing goes.
+
+    `options` as of `WorkflowPublisher.of`. Entering waits a moment for what Redis knows of the rollout, not for a
+    Redis that is away: until it answers the old channels are used.
+
+    Raises:
+        ConfigError: `redis_url` is not set, or something cannot be used.
+    """
+    from tailrace.eventlog.redis.rollout import RedisRollout
+    from tailrace.features.rollout.view import RolloutView
+    from tailrace.features.workflow.message import KIND
+    from tailrace.features.workflow.publisher import WorkflowPublisher
+
+    if settings.redis_url is None:
+        raise ConfigError("redis_url is not set: say where the log lives")
+    store = RedisRollout(settings.redis_url.get_secret_value(), prefix=settings.key_prefix)
+    view = RolloutView(store, enabled=settings.redis_stream_enabled)
+    try:
+        async with WorkflowPublisher.of(settings, mode=view.mode_of, **options) as publisher:
+            counts = publisher.counts
+            view.follow_counts(KIND, lambda: (counts.appended + counts.append_errors, counts.append_errors))
+            async with view.running():
+                yield publisher
+    finally:
+        await store.aclose()
 
 
 async def _open_redis(gateway: Gateway) -> tuple[Log, LeaseStore]:

@@ -31,12 +31,22 @@ class Serve(Protocol):
 
 @pytest.fixture
 def serve(key_prefix: str, channel: str) -> Serve:
-    """Serve a gateway on a Redis; `moved` is the rollout: while it is not set, streams are not read."""
+    """Serve a gateway on a Redis; `moved` is the rollout: while it is not set, streams are not read. Who falls back is
+    added to `fallen`."""
 
     @asynccontextmanager
-    async def serve(server: RedisServer, *, moved: asyncio.Event | None = None, **settings: Any) -> AsyncIterator[Gate]:
+    async def serve(
+        server: RedisServer,
+        *,
+        moved: asyncio.Event | None = None,
+        fallen: list[StreamName] | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Gate]:
         log = RedisLog.connect(server.url, prefix=key_prefix)
-        feature = WorkflowFeature(None if moved is None else lambda stream: moved.is_set())
+        feature = WorkflowFeature(
+            None if moved is None else lambda stream: moved.is_set(),
+            on_fallback=None if fallen is None else fallen.append,
+        )
         given: dict[str, Any] = {
             "key_prefix": key_prefix,
             "workflow_channel": channel,
@@ -317,7 +327,8 @@ async def test_a_long_outage_falls_back_to_the_channel_and_comes_back(
 ) -> None:
     server = await start_redis({"appendfsync": "always"})
     publisher = make(server.url, mode=Mode.STREAMS)
-    async with serve(server, workflow_fallback_seconds=0.5) as running, viewer(running) as front:
+    fallen: list[StreamName] = []
+    async with serve(server, workflow_fallback_seconds=0.5, fallen=fallen) as running, viewer(running) as front:
         await publisher.publish("w1", note(0))
         await front.numbers(1)
         await server.kill()
@@ -333,6 +344,7 @@ async def test_a_long_outage_falls_back_to_the_channel_and_comes_back(
             await publisher.publish("w1", note(3))
             assert await front.numbers(1) == [3]
         assert front.controls[-1]["reason"] == "log_available"
+    assert fallen == ["workflow:w1"]
 
 
 async def test_a_viewer_of_the_channel_is_told_when_its_link_breaks(

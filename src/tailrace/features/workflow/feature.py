@@ -35,12 +35,16 @@ class WorkflowFeature(Feature):
 
     Args:
         reads_stream: whether a stream's viewers read the log now; without it `workflow_mode` says.
+        on_fallback: told for each viewer that is given its channel because the log is away.
     """
 
     name = "workflow"
 
-    def __init__(self, reads_stream: ReadsStream | None = None) -> None:
+    def __init__(
+        self, reads_stream: ReadsStream | None = None, *, on_fallback: Callable[[StreamName], None] | None = None
+    ) -> None:
         self._reads_stream = reads_stream
+        self._on_fallback = on_fallback
         self.has_streams = True
         """False: the server was asked, and has none."""
         self._board: Switchboard | None = None
@@ -87,6 +91,7 @@ class WorkflowFeature(Feature):
             prefix=settings.key_prefix,
             reads_stream=lambda stream: enabled and self.has_streams and reads(stream),
             fallback_seconds=settings.workflow_fallback_seconds,
+            on_fallback=self._on_fallback,
         )
         try:
             yield

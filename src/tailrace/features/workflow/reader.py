@@ -68,6 +68,9 @@ class Board(Protocol):
     def away_since(self) -> float | None:
         """Since when the log does not answer; None: it does."""
 
+    def fell_back(self, stream: StreamName) -> None:
+        """A viewer of this stream is given its channel, since the log is away."""
+
 
 class Reader:
     """See the rules above."""
@@ -204,6 +207,7 @@ class Reader:
         self._merge = Merge(Way.CHANNEL)
         self._tell("log_unavailable")
         self._board.join(self)
+        self._board.fell_back(self.stream)
 
     def _come_back(self, now: float) -> None:
         assert self._merge is not None  # noqa: S101 - AWAY has one

@@ -26,6 +26,7 @@ class Switchboard:
         prefix: of keys and of the listener's probe.
         reads_stream: whether a stream's viewers read the log now.
         fallback_seconds: how long the log may not answer before the old channels are heard.
+        on_fallback: told for each viewer that is given its channel for that reason.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Switchboard:
         prefix: str,
         reads_stream: Callable[[StreamName], bool],
         fallback_seconds: float,
+        on_fallback: Callable[[StreamName], None] | None = None,
     ) -> None:
         self.fallback_seconds = fallback_seconds
+        self._on_fallback = on_fallback
         self._hub = hub
         self._channels = channels
         self._reads_stream = reads_stream
@@ -108,6 +111,11 @@ class Switchboard:
     def away_since(self) -> float | None:
         """See `Board`."""
         return self._away_since
+
+    def fell_back(self, stream: StreamName) -> None:
+        """See `Board`."""
+        if self._on_fallback is not None:
+            self._on_fallback(stream)
 
     # -- what is heard ------------------------------------------------------------------------------------------------
 
