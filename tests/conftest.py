@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 # What the developer has set for another purpose must not change what the tests see.
 for _name in (
     "REDIS_URL",
@@ -21,3 +23,15 @@ pytest_plugins = (
     "tests.support.redis_topologies",
     "tests.support.databases",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that two workers end together; chaos and others in turns, so that no two faults
+    are tried at a time."""
+    slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    chaos = [path for path in slow if "chaos" in path.parts]
+    others = [path for path in slow if "chaos" not in path.parts]
+    place = {path: 2 * index for index, path in enumerate(chaos)}
+    place |= {path: 2 * index + 1 for index, path in enumerate(others)}
+    last = 2 * len(slow)
+    items.sort(key=lambda item: place.get(item.path, last))
