@@ -74,7 +74,9 @@ async def test_a_clean_run_with_twins_goes_through_all_steps_by_itself_and_is_re
         made.metric("tailrace_rollout_compared_total", kind="workflow", result=name) for name in ("missing", "extra")
     )
     assert (missing, extra) == (0, 0)
-    assert made.metric("tailrace_rollout_compared_total", kind="workflow", result="matched") > 300
+    await eventually(
+        lambda: made.metric("tailrace_rollout_compared_total", kind="workflow", result="matched") > 300, 60
+    )
 
     async def told() -> bool:
         return len((await made.log.range(CHANGE_STREAM)).records) == 3

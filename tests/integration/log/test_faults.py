@@ -46,6 +46,22 @@ async def test_a_lost_reply_is_settled_by_sending_the_same_call_again(
     assert await stored(direct, RUN) == [0, 1, 2]
 
 
+async def test_a_busy_loop_is_no_evidence_against_the_server(make_log: MakeLog, redis70: RedisServer) -> None:
+    log = make_log(redis70.url)
+    append = asyncio.ensure_future(log.append(RUN, [Event("n", 1)]))
+    asked = asyncio.ensure_future(log.heads([RUN]))
+    while not any(task.get_name().startswith("connect") for task in asyncio.all_tasks()):
+        await asyncio.sleep(0)
+    for _ in range(3):
+        busy_until = time.monotonic() + 0.5
+        while time.monotonic() < busy_until:
+            pass
+        await asyncio.sleep(0)
+
+    assert [answer.id.seq for answer in await append] == [1]
+    assert RUN in await asked
+
+
 async def test_an_answer_that_never_comes_is_an_unknown_outcome_and_its_receipt_settles_it(
     make_log: MakeLog, redis70: RedisServer, proxy: Proxy
 ) -> None:

@@ -3,7 +3,8 @@
 Rules of this file
 1. A lost connection is made again at once, then with jittered back-off, for as long as the node is open.
 2. The breaker opens when there was no connection for `BREAKER_SECONDS`, or when a server that owes replies has been
-   silent for as long. Then callers fail at once; the attempts to connect are the probes that close it again.
+   silent for as long. Then callers fail at once; the attempts to connect are the probes that close it again. Time in
+   which our own loop was busy says nothing of the server, and does not count.
 3. A silent connection is kept until a new one has logged in: a slow server is not made slower by reconnects, and what
    it still answers counts.
 4. Nothing is re-sent here.
@@ -55,6 +56,7 @@ class Node:
         self._silent: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._breaker_timer: asyncio.TimerHandle | None = None
+        self._breaker_ticks = 0
         self._tick_timer: asyncio.TimerHandle | None = None
         self._tick_seen = 0.0
         self._ticks = 0
@@ -89,7 +91,8 @@ class Node:
         if self.connection is None and self._connecting is None and not self._closed:
             self._connecting = self._loop.create_task(self._connect(), name=f"connect {self._name}")
             if self._breaker_timer is None and self.down is None:
-                self._breaker_timer = self._loop.call_later(BREAKER_SECONDS, self._break, "it cannot be reached")
+                self._breaker_ticks = 0
+                self._watch_attempts()
 
     def sent(self) -> None:
         """Something was sent that is to be answered: watch that it is."""
@@ -177,6 +180,18 @@ class Node:
         if not self._closed:
             self._topology.lost(connection.endpoint)
             self.want()
+
+    def _watch_attempts(self) -> None:
+        due = self._loop.time() + TICK_SECONDS
+        self._breaker_timer = self._loop.call_at(due, self._count_attempt, due)
+
+    def _count_attempt(self, due: float) -> None:
+        # A tick that comes late was kept waiting by our own loop, and so was the connection.
+        self._breaker_ticks += self._loop.time() - due < TICK_SECONDS
+        if self._breaker_ticks * TICK_SECONDS >= BREAKER_SECONDS - 0.01:
+            self._break("it cannot be reached")
+        else:
+            self._watch_attempts()
 
     def _break(self, why: str) -> None:
         if self._breaker_timer is not None:
