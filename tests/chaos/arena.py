@@ -98,9 +98,9 @@ class Load:
     lossy: tuple[str, ...] = LOSSY
     sets: int = 2
     more: int = 0
-    pause: float = 0.08
+    pause: float = 0.12
     batch: int = 1
-    rest: float = 0.0
+    rest: float = 0.1
     cuts: tuple[float, float] = (0.1, 0.5)
     killed: bool = True
     workers: tuple[int, int] = (1, 2)
@@ -147,7 +147,7 @@ class Arena:
         self.writers: list[Writer] = []
         """Between the HTTP publishers (all clients, on a `detour`) and each gateway."""
         self.detour = False
-        self.bearer = token("writer", write=["run:*", "task:*", "workflow:*"])
+        self.bearer = token("writer", write=["run:*", "task:*", "job:*"])
         self.killed: list[KilledWriter] = []
         self.readers: list[Reader] = []
         self.steps: list[str] = []

@@ -24,7 +24,7 @@ __all__ = ["LOSING", "REBORN_STREAM", "TRIMMED_STREAM", "eviction", "removal", "
 
 LOSING = ("trimming", "removal", "eviction")
 TRIMMED_STREAM = "task:trimmed"
-REBORN_STREAM = "workflow:reborn"
+REBORN_STREAM = "job:reborn"
 """Deleted, expired and evicted again and again."""
 
 

@@ -26,16 +26,16 @@ from tests.chaos.wire import LOST, Url, http_client
 __all__ = ["LENGTHS", "HttpWriter", "KilledWriter", "LogWriter", "Writer", "kinds", "kinds_toml"]
 
 ROOT = Path(__file__).parents[2]
-LENGTHS = {"run": 50_000_000, "task": 400, "workflow": 50_000_000}
+LENGTHS = {"run": 50_000_000, "task": 400, "job": 50_000_000}
 """Of a run's streams: the `run` ones are never trimmed, so the log at its end is the whole truth; a `task` soon is."""
 LIFE_SECONDS = 3_600.0
-"""The `workflow` streams carry a life, so that a server with the wrong policy may evict them."""
+"""The `job` streams carry a life, so that a server with the wrong policy may evict them."""
 
 
 def kinds(lengths: Mapping[str, int] = LENGTHS) -> Kinds:
     """The policies of a run, for publishers that are on Redis."""
     return Kinds(
-        StreamKind(name=name, max_length=length, idle_ttl_seconds=LIFE_SECONDS if name == "workflow" else None)
+        StreamKind(name=name, max_length=length, idle_ttl_seconds=LIFE_SECONDS if name == "job" else None)
         for name, length in lengths.items()
     )
 
@@ -45,7 +45,7 @@ def kinds_toml(lengths: Mapping[str, int] = LENGTHS) -> str:
     lines = []
     for name, length in lengths.items():
         lines += [f"[kinds.{name}]", f"max_length = {length}"]
-        lines += [f"idle_ttl_seconds = {LIFE_SECONDS}"] if name == "workflow" else []
+        lines += [f"idle_ttl_seconds = {LIFE_SECONDS}"] if name == "job" else []
     return "\n".join(lines) + "\n"
 
 
