@@ -10,7 +10,7 @@ from tests.chaos.arena import arena
 from tests.chaos.nemesis import FAULTS, Step, plan
 from tests.chaos.report import Goal
 
-# Open defect: a reader that is cut while it connects may leave its socket or transport to the garbage collector; whose it is, the
+# Open defect: a reader that is cut while it connects may leave a socket to the garbage collector; whose it is, the
 # harness' or the client's, is not known yet.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

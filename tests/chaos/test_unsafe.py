@@ -16,7 +16,7 @@ from tests.support.need import need_redis70
 from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
-# Open defect: a reader that is cut while it connects may leave its socket or transport to the garbage collector; whose it is, the
+# Open defect: a reader that is cut while it connects may leave a socket to the garbage collector; whose it is, the
 # harness' or the client's, is not known yet.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
