@@ -48,7 +48,7 @@ STEP = st.one_of(
     st.tuples(st.just("expire"), st.sampled_from([None, 0.0, 100.0])),
     st.tuples(st.just("foreign")),
     st.tuples(st.just("leap")),
-    st.tuples(st.just("retry"), st.sampled_from(["p", "q"]), st.integers(1, 3), BATCH),
+    st.tuples(st.just("retry"), st.sampled_from(["p", "q"]), st.booleans(), BATCH),
     st.tuples(st.just("drop"), st.integers(0, 3)),
     st.tuples(st.just("trim"), st.integers(1, 3)),
     st.tuples(st.just("begin"), READER, st.sampled_from(["first", "now", "later", "between"])),
@@ -69,6 +69,8 @@ class Told:
         self.stream = stream
         self.ids: list[EntryId] = []
         self.readers = [start(ZERO), start(ZERO)]
+        self.calls: dict[str, list[Any]] = {"p": [], "q": []}
+        """What each producer's calls append, from its number 1 on."""
 
     def known(self, entry: EntryId | None) -> Any:
         if entry is None or entry == ZERO:
@@ -170,8 +172,12 @@ class Told:
                 newest = max([ZERO, *self.ids])
                 ahead = EntryId(max(newest.ms, int(time.time() * 1_000)) + 3_600_000, 0)
                 return self.known(await self.bench.add_foreign(stream, {"type": "f", "n": "2"}, ahead))
-            case "retry", (pid, n, events):
-                call = [Event(type_, data, uid=uid) for type_, data, uid in events]
+            case "retry", (pid, new, events):
+                # A number stands for one call, and a producer has one call under way: what is sent again is its last.
+                calls = self.calls[pid]
+                if new or not calls:
+                    calls.append(events)
+                n, call = len(calls), [Event(type_, data, uid=uid) for type_, data, uid in calls[-1]]
                 prepared = tuple(prepare_call(call, KINDS.of(stream), close=False))
                 receipt = Receipt(stream=stream, pid=pid, n=n, events=prepared, count=len(prepared))
                 # Its outcome depends on no other call, so that a retry, lost or not, is stored once.

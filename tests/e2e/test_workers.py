@@ -20,7 +20,13 @@ pytestmark = pytest.mark.slow
 
 def workers_of(served: Gateway) -> list[psutil.Process]:
     """The serving processes of a supervisor."""
-    return [child for child in psutil.Process(served.pid).children() if "tailrace.server" in " ".join(child.cmdline())]
+
+    def serves(child: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):  # It may end while it is looked at.
+            return "tailrace.server" in " ".join(child.cmdline())
+        return False
+
+    return [child for child in psutil.Process(served.pid).children() if serves(child)]
 
 
 async def wait_all_listen(served: Gateway, count: int) -> list[psutil.Process]:

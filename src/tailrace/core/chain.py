@@ -231,9 +231,6 @@ def _missed(after: EntryId, upto: EntryId, number: int, head: Head) -> int | Non
     if not _from_base(after, upto, head):
         # Not even one: the numbers between were given out twice, so `after` is not of this history.
         return number - after.seq if number > after.seq else None
-    if after == head.base:
-        return number
-    if head.incarnation > 2 or head.base_reason is GapReason.RESET or after.seq > head.base.seq:
-        # It may be of an incarnation whose length nobody remembers; after a reset the base may be a foreign entry.
-        return None
-    return head.base.seq - after.seq + number
+    # Before the base there may have been incarnations that nobody remembers, or meta was lost: nothing tells which one a
+    # reader's last record belongs to, but for the base itself.
+    return number if after == head.base else None
