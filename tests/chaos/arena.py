@@ -53,10 +53,9 @@ MAX_LATE_SECONDS = 3.0
 """This process itself may be late before the publishers slow down: its calls have deadlines too."""
 MAX_BEHIND = 20_000
 """Records that a reader may be behind before the publishers wait for it."""
-CORE_ONLY = {"runs_enabled": "false", "workflows_enabled": "false", "rollout_enabled": "false"}
-"""The core is what is broken here; features connect when they first need to, which no baseline can know."""
 SLACK = {"task": 8, "desc": 8, "conn": 6, "tail": 0}
 """By how a part's name begins: connections to Redis are made when they are needed, and stay."""
+SETTLED_SECONDS = 3.0
 PATIENCE = 300.0
 """How long anything may take that must come about at last; a loaded machine is no defect."""
 
@@ -207,7 +206,7 @@ class Arena:
             folder = self.folder / f"gateway{index + 1}"
             folder.mkdir()
             (folder / "tailrace.toml").write_text(kinds_toml(self.load.lengths))
-            settings = {"redis_url": url, "stall_seconds": "2", "log_timeout_seconds": "2", **CORE_ONLY}
+            settings = {"redis_url": url, "stall_seconds": "2", "log_timeout_seconds": "2"}
             settings["workers"] = str(self.load.workers[index])
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:
@@ -387,6 +386,16 @@ class Arena:
             found[name] = int(metric(text, name))
         return found
 
+    async def settled(self) -> dict[str, int]:
+        """The same, once it has not grown for a while: features connect a moment after their gateway is ready."""
+        most, since = await self.footprint(), time.monotonic()
+        while time.monotonic() - since < SETTLED_SECONDS:
+            await asyncio.sleep(0.2)
+            now = await self.footprint()
+            if any(now[name] > most[name] for name in now):
+                most, since = {name: max(most[name], now[name]) for name in now}, time.monotonic()
+        return most
+
     async def expect_nothing_left(self, before: dict[str, int]) -> None:
         """When all clients are gone, everything they took is given back."""
 
@@ -406,7 +415,7 @@ class Arena:
     async def run(self, seed: int, steps: AsyncIterator[Step]) -> Result:
         """The whole run: load, faults, the drain, the judgement."""
         began = time.monotonic()
-        before = await self.footprint()
+        before = await self.settled()
         self.people()
         async with contextlib.AsyncExitStack() as stack:
             reading = _tasks(stack, [*(reader.run() for reader in self.readers), self.disconnect(seed), self.pace()])

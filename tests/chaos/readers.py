@@ -235,16 +235,24 @@ class SocketReader(Reader):
         base = self.url().replace("http", "ws", 1) + "/api/v1"
         path = "/ws" if self._commands else f"/streams/{self.streams[0]}/ws?last_id={self.cursor()}"
         headers = {"Authorization": f"Bearer {self.token}"}
-        async with connect(
+        socket = await connect(
             base + path, additional_headers=headers, ping_interval=None, max_size=None, close_timeout=1
-        ) as socket:
-            self.walk.connected()
-            if self._commands:
-                wanted = {str(stream): str(self.walk.positions.get(stream, "0")) for stream in self.streams}
-                await socket.send(json.dumps({"cmd": "subscribe", "id": 1, "streams": wanted}))
-            while True:
-                await self.may_read()
-                await self._got(socket, await socket.recv(decode=False))
+        )
+        try:
+            async with socket:
+                await self._read(socket)
+        finally:
+            # Who is cut again while it says good-bye would leave its socket open.
+            socket.transport.abort()
+
+    async def _read(self, socket: Any) -> None:
+        self.walk.connected()
+        if self._commands:
+            wanted = {str(stream): str(self.walk.positions.get(stream, "0")) for stream in self.streams}
+            await socket.send(json.dumps({"cmd": "subscribe", "id": 1, "streams": wanted}))
+        while True:
+            await self.may_read()
+            await self._got(socket, await socket.recv(decode=False))
 
     async def _got(self, socket: Any, message: bytes) -> None:
         if message == b'{"control":"ping"}':

@@ -10,10 +10,6 @@ from tests.chaos.arena import arena
 from tests.chaos.nemesis import FAULTS, Step, plan
 from tests.chaos.report import Goal
 
-# Open defect: a reader that is cut while it connects may leave a socket to the garbage collector; whose it is, the
-# harness' or the client's, is not known yet.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 # With `everysec` Redis holds back its writes while an fsync is under way: on a slow disk a kill may lose them.
 UNSYNCED = (
     *("redis_kill", "script_flush", "client_kill", "lost_replies", "silent_pushes"),

@@ -16,10 +16,6 @@ from tests.support.need import need_redis70
 from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
-# Open defect: a reader that is cut while it connects may leave a socket to the garbage collector; whose it is, the
-# harness' or the client's, is not known yet.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 ANNOUNCED = {"lost", "vanished"}
 """What a log that forgets does to a run, if everybody is told."""
 Fault = Callable[[Arena, random.Random], Coroutine[Any, Any, None]]

@@ -50,14 +50,16 @@ async def test_a_cancel_ends_the_command_with_sigterm_and_then_with_sigkill(
 ) -> None:
     trap = "trap '' TERM; " if stubborn else ""
     command = asyncio.create_task(
-        execute(there, tmp_path, "--grace", "0.5", "--", "bash", "-c", f"{trap}while true; do sleep 0.1; done")
+        execute(
+            there, tmp_path, "--grace", "0.5", "--", "bash", "-c", f"{trap}echo ready; while true; do sleep 0.1; done"
+        )
     )
 
-    async def running() -> bool:
+    async def ready() -> bool:
         answer = await there.ask("GET", "/runs/1")
-        return answer.is_success and answer.json()["status"] == "running"
+        return answer.is_success and answer.json()["status"] == "running" and "run.output" in await types(there)
 
-    await eventually(running, 60, every=0.1)
+    await eventually(ready, 60, every=0.1)
     await there.good("POST", "/runs/1/cancel")
     result = await command
 
