@@ -231,6 +231,6 @@ def _missed(after: EntryId, upto: EntryId, number: int, head: Head) -> int | Non
     if not _from_base(after, upto, head):
         # Not even one: the numbers between were given out twice, so `after` is not of this history.
         return number - after.seq if number > after.seq else None
-    # Before the base there may have been incarnations that nobody remembers, or meta was lost: nothing tells which one a
-    # reader's last record belongs to, but for the base itself.
+    # Before the base there may have been incarnations that nobody remembers, or meta was lost: nothing tells which one
+    # a reader's last record belongs to, but for the base itself.
     return number if after == head.base else None
