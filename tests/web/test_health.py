@@ -12,8 +12,11 @@ import httpx
 import pytest
 
 from tailrace.app import create_app
+from tailrace.core.names import StreamName
 from tailrace.eventlog.memory import MemoryLog
+from tailrace.observe import Metrics
 from tailrace.web.gateway import Gateway
+from tailrace.web.health import Probe
 from tests.support.gateway import Api, api, settings_of
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.tokens import token
@@ -30,10 +33,12 @@ async def is_ready(it: Api) -> bool:
 
 
 @asynccontextmanager
-async def on_redis(server: RedisServer, **settings: Any) -> AsyncIterator[Api]:
-    """The application over a real log that it opens itself."""
+async def on_redis(server: RedisServer, *, probing: str | None = None, **settings: Any) -> AsyncIterator[Api]:
+    """The application over a real log that it opens itself; its probe's stream may be given."""
     app = create_app(settings_of(redis_url=server.url, **settings))
     gateway: Gateway = app.state.gateway
+    if probing is not None:
+        gateway.probe.stream = StreamName.parse(probing)
     transport = httpx.ASGITransport(app=app, client=("127.0.0.1", 5_000))
     async with gateway.running(), httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield Api(app, gateway.log, client)
@@ -80,6 +85,19 @@ async def test_readiness_is_red_and_green_within_five_seconds_of_the_log(start_r
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
     assert again.status_code == 201
+
+
+def test_gateways_that_start_again_and_again_probe_a_few_streams() -> None:
+    metrics = Metrics()
+
+    assert len({Probe(metrics).stream for _ in range(2_000)}) <= 256
+
+
+async def test_two_gateways_that_probe_the_same_stream_are_both_ready(redis62: RedisServer, key_prefix: str) -> None:
+    same: dict[str, Any] = {"probing": "probe:00", "key_prefix": key_prefix}
+    async with on_redis(redis62, **same) as one, on_redis(redis62, **same) as other:
+        await eventually(lambda: is_ready(one))
+        await eventually(lambda: is_ready(other))
 
 
 async def not_ready(it: Api) -> bool:
