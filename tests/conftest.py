@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -14,6 +15,9 @@ for _name in (
     *(name for name in os.environ if name.startswith("TAILRACE_")),
 ):
     os.environ.pop(_name, None)
+
+# Under nohup it is ignored, by all that is started here too, and a shell cannot trap what it was told to ignore.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 pytest_plugins = (
     "tests.support.proxy",

@@ -142,7 +142,7 @@ async def test_bad_token_asks_for_a_better_one(open_page: OpenPage, site: Site, 
 
 async def test_token_that_runs_out_while_watching_can_be_replaced(open_page: OpenPage, auth: str) -> None:
     async with open_site(jwt_leeway_seconds=0, recheck_seconds=0.2) as site:
-        live = await watching(open_page, site, token("ada", read=["run:*"], exp=int(time.time()) + 3))
+        live = await watching(open_page, site, token("ada", read=["run:*"], exp=int(time.time()) + 10))
         ids = await publish(site, "before")
         await live.wait_ids(ids)
         await live.wait_state("refused", 20)

@@ -44,6 +44,7 @@ async def trimming(arena: Arena, rng: random.Random) -> None:
             await _written(writers, rng.randint(2, 4) * arena.load.lengths["task"])
             for reader in readers:
                 reader.heal()
+            await _moved(readers, TRIMMED_STREAM)
             await _written(writers, arena.load.lengths["task"])
     finally:
         for writer in writers:
@@ -75,6 +76,7 @@ async def removal(arena: Arena, rng: random.Random) -> None:
         for reader in readers:
             reader.heal()
         await _written(writers, rng.randint(1, 10))
+    await _moved(readers, REBORN_STREAM)
 
 
 async def eviction(arena: Arena, rng: random.Random) -> None:
@@ -117,3 +119,10 @@ async def _written(writers: Sequence[Writer], more: int) -> None:
     until = sum(writer.acked for writer in writers) + more
     with contextlib.suppress(AssertionError):
         await eventually(lambda: sum(writer.acked for writer in writers) >= until, 60)
+
+
+async def _moved(readers: Sequence[Reader], stream: str) -> None:
+    """Wait until each was given or told more of the stream: what it is told later would count for another fault."""
+    before = {reader: reader.walk.positions[stream] for reader in readers}
+    with contextlib.suppress(AssertionError):
+        await eventually(lambda: all(reader.walk.positions[stream] != at for reader, at in before.items()), 60)

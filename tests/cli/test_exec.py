@@ -218,15 +218,12 @@ async def test_a_refused_token_keeps_the_output_and_the_exit_code(run: Run, tmp_
 
 # -- signals and terminals -------------------------------------------------------------------------------------
 
-UNTIL_CAUGHT = "trap 'echo caught; kill $!; exit {code}' {name}; {begin}; sleep 60 & wait"
-"""In `wait` a shell hears every signal; while it starts a command, dash may lose one that its whole group is sent."""
-
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_signals_are_passed_on(
     stored: Stored, tmp_path: Path, environment: dict[str, str], number: signal.Signals
 ) -> None:
-    script = UNTIL_CAUGHT.format(code=9, name=number.name[3:], begin="echo ready")
+    script = f"trap 'echo caught; exit 9' {number.name[3:]}; echo ready; while :; do sleep 0.05; done"
     async with started("exec", "--id", "1", "--", "sh", "-c", script, cwd=tmp_path, env=environment) as command:
         await command.until("ready")
         command.send(number)
@@ -268,7 +265,7 @@ async def test_on_a_terminal_the_command_has_one_too_and_colour_is_kept(
 async def test_what_is_typed_reaches_the_command_and_ctrl_c_is_a_signal(
     stored: Stored, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    script = UNTIL_CAUGHT.format(code=5, name="INT", begin="read line; echo got $line")
+    script = "trap 'echo caught; exit 5' INT; read line; echo got $line; while :; do sleep 0.05; done"
     running = asyncio.ensure_future(
         on_terminal("exec", "--id", "1", "--", "sh", "-c", script, cwd=tmp_path, env=environment, typed=b"hello\r")
     )
