@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tailrace.app import create_app
-from tailrace.eventlog.memory import MemoryLog
-from tests.security.routes import Where, wheres
-from tests.support.gateway import api, settings_of
+from tests.security.routes import Where, all_routes
+from tests.support.gateway import api
 from tests.support.tokens import token
 
 ROLES = {"nobody": None, "alice": token("alice"), "root": token("root", admin=True)}
@@ -17,17 +17,18 @@ REVALIDATED = {"/", "/docs", "/openapi.json"}
 
 def ending() -> list[Where]:
     """Every route whose answer ends for this transport; `/stream` has its own tests."""
-    app = create_app(settings_of(), log=MemoryLog())
-    found = [each for each in wheres(app) if each.method != "WS" and not each.path.endswith("/stream")]
+    found = [each for each in all_routes() if each.method != "WS" and not each.path.endswith("/stream")]
     return [*found, Where("GET", "/"), Where("GET", "/docs"), Where("GET", "/none"), Where("PATCH", "/healthz")]
 
 
+ENDING = ending()
+
+
 @pytest.mark.parametrize("role", ROLES)
-async def test_every_answer_is_for_its_reader_alone(role: str) -> None:
-    async with api(max_poll_seconds=0.01) as it:
-        for where in ending():
-            path = where.path.replace("{stream}", "run:none")
-            answer = await it.call(where.method, path, auth=ROLES[role], params={"stream": "run:none"})
+async def test_every_answer_is_for_its_reader_alone(role: str, tmp_path: Path) -> None:
+    async with api(max_poll_seconds=0.01, runs_enabled=True, data_dir=tmp_path) as it:
+        for where in ENDING:
+            answer = await it.call(where.method, where.at("run:none"), auth=ROLES[role], params={"stream": "run:none"})
             said = f"{role} {where.method} {where.path}: {answer.status_code} {answer.headers}"
 
             assert answer.status_code != 500, said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,15 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace.app import create_app
 from tailrace.codes import CloseCode
 from tailrace.core import frames
 from tailrace.core.codec import decode_events
 from tailrace.core.sse import ServerEvent, SseParser, encode_event
 from tailrace.errors import Malformed, RequestError
-from tailrace.eventlog.memory import MemoryLog
-from tests.security.routes import wheres
-from tests.support.gateway import settings_of
+from tests.security.routes import all_routes
 from tests.support.tokens import token
 from tests.support.ws import Gate, gate
 from tests.support.ws_raw import handshake
@@ -129,17 +127,15 @@ BREAKS = [
 ]
 
 
-async def test_line_breaks_in_a_path_or_a_query_end_no_header(running: Gate) -> None:
-
-    app = await asyncio.to_thread(lambda: create_app(settings_of(), log=MemoryLog()))
-    paths = {where.path for where in wheres(app)}
-    async with running.server.client() as client:
-        for path in sorted(paths):
+async def test_line_breaks_in_a_path_or_a_query_end_no_header(tmp_path: Path) -> None:
+    places = {where.path: where for where in await asyncio.to_thread(all_routes)}
+    async with (
+        gate(max_connections_per_user=0, runs_enabled=True, data_dir=tmp_path) as running,
+        running.server.client() as client,
+    ):
+        for where in places.values():
             for text in BREAKS:
-                for target in (
-                    path.replace("{stream}", f"run:{text}"),
-                    f"{path.replace('{stream}', 'run:1')}?stream={text}&{text}",
-                ):
+                for target in (where.at(f"run:{text}"), f"{where.at('run:1')}?stream={text}&{text}"):
                     await client.get(target, AUTH, f"Origin: http://{text}", "Connection: keep-alive", method="OPTIONS")
                     head = await client.until(b"\r\n\r\n", 30)
                     assert b"x-evil" not in head.lower(), target

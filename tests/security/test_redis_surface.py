@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -151,6 +152,7 @@ async def workload(gate: Gate, http: httpx.AsyncClient) -> None:
             while replies < 3:
                 replies += "reply" in await wire.get(30)
         await gate.gateway.connections.check()
+    await run_workload(http, f"{api}/runs")
     await http.post(f"{api}/streams/run:1/close")
     await http.delete(f"{api}/streams/run:1")
     await http.post(f"{api}/auth/revoke", json={"jti": "*canary*"})
@@ -158,13 +160,32 @@ async def workload(gate: Gate, http: httpx.AsyncClient) -> None:
         await http.get(path)
 
 
+async def run_workload(http: httpx.AsyncClient, api: str) -> None:
+    """Everything that is done with a run."""
+    nasty = "canary*?[a]{b}"
+    for run_id, end in (("1", "complete"), ("2", "fail"), ("3", "cancel")):
+        made = await http.post(api, json={"id": run_id, "title": nasty, "owner": nasty, "metadata": {nasty: nasty}})
+        assert made.status_code == 201, made.text
+        claimed = (await http.post(f"{api}/{run_id}/claim", json={"producer": nasty})).json()
+        held = {"id": run_id, "epoch": claimed["epoch"]}
+        assert (await http.post(f"{api}/leases", json={"runs": [held]})).status_code == 200
+        events = f"{api}/{run_id}/events"
+        assert (await http.post(f"{events}?epoch={held['epoch']}", json={"type": "n"})).status_code == 201
+        assert (await http.post(f"{api}/{run_id}/cancel")).status_code == 200
+        ended = await http.post(f"{api}/{run_id}/{end}", json={"epoch": held["epoch"]})
+        assert ended.status_code == 200, ended.text
+        assert (await http.get(events)).status_code == 200
+    assert (await http.get(api, params={"owner": nasty})).status_code == 200
+
+
 async def refuse_all(gate: Whole, http: httpx.AsyncClient) -> None:
     """Every hostile name on every route that takes a name."""
     for where in wheres(gate.app):
-        if where.method == "WS" or not where.path.startswith("/api/v1/streams/"):
+        if where.method == "WS" or not where.path.startswith(("/api/v1/streams/", "/api/v1/runs/{run_id}")):
             continue
-        for name in HOSTILE:
-            path = where.path.replace("{stream}", quote(name, safe=""))
+        for name in filter(where.takes, HOSTILE):
+            rest = name.partition(":")[2]
+            path = where.at(f"run:{quote(rest, safe='')}" if "{run_id}" in where.path else quote(name, safe=""))
             answer = await http.request(where.method, path, json={"type": "n"} if where.method == "POST" else None)
             assert answer.status_code in (400, 404), (where, name, answer.status_code, answer.text)
             assert answer.status_code == 400 or "/" in name or name == "run:", (where, name)
@@ -175,8 +196,11 @@ async def refuse_all(gate: Whole, http: httpx.AsyncClient) -> None:
 
 
 @asynccontextmanager
-async def gated(server: RedisServer, prefix: str, delivery: str) -> AsyncIterator[tuple[Whole, httpx.AsyncClient]]:
-    app = create_app(settings_of(redis_url=server.url, key_prefix=prefix, delivery=delivery))
+async def gated(
+    server: RedisServer, prefix: str, delivery: str, folder: Path
+) -> AsyncIterator[tuple[Whole, httpx.AsyncClient]]:
+    given = settings_of(redis_url=server.url, key_prefix=prefix, delivery=delivery, runs_enabled=True, data_dir=folder)
+    app = create_app(given)
     async with (
         serving(app) as served,
         httpx.AsyncClient(base_url=served.url, headers=BEARER, timeout=60, trust_env=False, verify=False) as http,
@@ -211,9 +235,9 @@ def test_what_a_gateway_may_send_is_what_its_user_may_send() -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("delivery", ["push", "xread"])
 async def test_redis_sees_commands_of_the_list_and_keys_under_the_prefix_only(
-    delivery: str, redis70: RedisServer, key_prefix: str
+    delivery: str, redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:
-    async with monitored(redis70) as lines, gated(redis70, key_prefix, delivery) as (gate, http):
+    async with monitored(redis70) as lines, gated(redis70, key_prefix, delivery, tmp_path) as (gate, http):
         await workload(gate, http)
 
     mine = [each for each in map(_parse, lines) if each is not None and each.name not in ("ECHO", "MONITOR")]
@@ -228,8 +252,8 @@ async def test_redis_sees_commands_of_the_list_and_keys_under_the_prefix_only(
 
 
 @pytest.mark.timeout(180)
-async def test_nothing_of_a_refused_name_reaches_redis(redis70: RedisServer, key_prefix: str) -> None:
-    async with monitored(redis70) as lines, gated(redis70, key_prefix, "push") as (gate, http):
+async def test_nothing_of_a_refused_name_reaches_redis(redis70: RedisServer, key_prefix: str, tmp_path: Path) -> None:
+    async with monitored(redis70) as lines, gated(redis70, key_prefix, "push", tmp_path) as (gate, http):
         await refuse_all(gate, http)
 
     assert [line for line in lines if "canary" in line] == []

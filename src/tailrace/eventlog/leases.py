@@ -124,10 +124,16 @@ class _Token(msgspec.Struct):
 
 
 class MemoryLeases:
-    """The leases of one process, for tests and for a log in memory; the same promises as in Redis."""
+    """The leases of one process, for tests and for a log in memory; the same promises as in Redis.
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    Args:
+        clock: by which everything ends. A jump of the wall clock must not free a seat, nor keep one for ever.
+        wall: Unix seconds, for revocations only: they are compared with the times in tokens.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._wall = wall
         self.runs: RunLeases = MemoryRunLeases(clock=clock)
         self._groups: dict[str, dict[str, _Taken]] = {}
         self._barred: dict[tuple[str, str], float] = {}
@@ -236,7 +242,7 @@ class MemoryLeases:
 
     async def revoke(self, name: str) -> None:
         """See `LeaseStore`."""
-        now = self._clock()
+        now = self._wall()
         self._revoked = {each: at for each, at in self._revoked.items() if at > now - REVOCATION_SECONDS}
         self._revoked[name] = now
 

@@ -57,7 +57,7 @@ class RunLeases(Protocol):
 class MemoryRunLeases:
     """The leases of one process, for tests and for a log in memory; the same promises as in Redis."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[str, float] = {}
         self._epochs: dict[str, int] = {}

@@ -109,5 +109,4 @@ class RunsFeature(Feature):
         """An owner reads their run, on every transport."""
         if action is not Action.READ or stream.kind != "run":
             return False
-        run = await self.recent.find(stream.name, stale=True)
-        return run is not None and run.owner == principal.sub
+        return await self.recent.owns(stream.name, principal.sub)

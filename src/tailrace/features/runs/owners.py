@@ -26,29 +26,45 @@ class RecentRuns:
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, Run | None]] = OrderedDict()
 
-    async def find(self, run_id: str, *, stale: bool = False) -> Run | None:
+    async def find(self, run_id: str) -> Run | None:
         """A run as it was a moment ago; None: there was none.
 
-        Args:
-            run_id: which.
-            stale: an older answer will do where the database is away.
+        Raises:
+            DatabaseUnavailable: it does not answer.
+        """
+        known = self._known.get(run_id)
+        if known is not None and self._clock() - known[0] < FRESH_SECONDS:
+            return known[1]
+        return await self._ask(run_id)
+
+    async def owns(self, run_id: str, sub: str) -> bool:
+        """Whether a run is somebody's; while the database is away, an older answer will do for its owner.
+
+        Only the owner is answered from memory. To all others that would tell, by its time or while the database is
+        away, that the run is there and was just read.
 
         Raises:
-            DatabaseUnavailable: it does not answer, and nothing is known.
+            DatabaseUnavailable: it does not answer.
         """
         now = self._clock()
-        known = self._known.get(run_id)
-        if known is not None and now - known[0] < FRESH_SECONDS:
-            return known[1]
+        at, run = self._known.get(run_id, (0.0, None))
+        remembered = run is not None and run.owner == sub
+        if remembered and now - at < FRESH_SECONDS:
+            return True
+        try:
+            run = await self._ask(run_id)
+        except DatabaseUnavailable:
+            if remembered and now - at < STALE_SECONDS:
+                return True
+            raise
+        return run is not None and run.owner == sub
+
+    async def _ask(self, run_id: str) -> Run | None:
         found: Run | None
         try:
             found = await self._get(run_id)
         except RunNotFound:
             found = None
-        except DatabaseUnavailable:
-            if stale and known is not None and known[1] is not None and now - known[0] < STALE_SECONDS:
-                return known[1]
-            raise
         self._remember(run_id, found)
         return found
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from tailrace.errors import Forbidden, Malformed
-from tailrace.features.runs.model import Run, RunStatus, check_run_id, run_stream
+from tailrace.features.runs.model import RunStatus, check_run_id, run_stream
 from tailrace.features.runs.owners import RecentRuns
 from tailrace.features.runs.requests import (
     Claiming,
@@ -194,12 +194,10 @@ def _add_endings(router: APIRouter, gateway: Gateway, service: RunService, recen
         return json_response(run_payload(run))
 
 
-async def _require_owner(gateway: Gateway, recent: RecentRuns, principal: Principal, run_id: str) -> Run | None:
+async def _require_owner(gateway: Gateway, recent: RecentRuns, principal: Principal, run_id: str) -> None:
     """A run's owner, or who may end its stream. Raises: Forbidden."""
-    run = await recent.find(check_run_id(run_id))
-    if run is None or run.owner != principal.sub:
+    if not await recent.owns(check_run_id(run_id), principal.sub):
         await gateway.access.require(principal, Action.CLOSE, run_stream(run_id))
-    return run
 
 
 def _may_all(principal: Principal, action: Action) -> bool:
