@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -77,6 +78,24 @@ async def test_what_a_client_left_in_its_folder_is_delivered_by_the_next_one(
             return sorted(await stored(log)) == list(range(11))
 
         await eventually(all_there, 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_client_that_is_closed_at_once_leaves_all_it_took_in_its_folder(
+    log: MemoryLog, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    for begin, turns in ((0, 0), (300, 1), (600, 3)):
+        client = Tailrace(proxy.url, token=mint(), spool=tmp_path)
+        for n in range(begin, begin + 300):
+            assert client.emit("run:1", "note", n)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await client.aclose(flush_seconds=0)
+
+    async with Tailrace(proxy.url, token=mint(), spool=tmp_path) as following:
+        following.emit("run:1", "note", 900)
+        assert await following.flush(60)
+    assert sorted(await stored(log)) == list(range(901))
     assert list(tmp_path.iterdir()) == []
 
 

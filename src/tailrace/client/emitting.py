@@ -26,6 +26,7 @@ from tailrace.core.codec import encode
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.errors import (
+    ConfigError,
     Forbidden,
     LogError,
     NotFound,
@@ -203,6 +204,8 @@ class Emitting:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._inbox: list[Entry] = []
+        self._storing: list[Entry] = []
+        """On their way from there into the spool."""
         self._inbox_bytes = 0
         self._full = False
         self._skipped: dict[tuple[StreamName, int | None], int] = {}
@@ -213,6 +216,8 @@ class Emitting:
         self._quiet.set()
         self._deliveries: list[Delivery] = []
         self._spools: list[Spool] = []
+        self._own: SpoolFile | None = None
+        self._opening: asyncio.Future[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
 
     def emit(self, stream: StreamName, event: Event, owner_epoch: int | None = None) -> bool:
@@ -290,8 +295,30 @@ class Emitting:
             await asyncio.wait([self._task])
             if (error := self._ended()) is not None:
                 log.error("emitted events are not delivered any more", exc_info=error)
+            if self._opening is not None:
+                await asyncio.wait([self._opening])
+                self._opening.exception()
+            await asyncio.to_thread(self._keep)
+
+    def _keep(self) -> None:
+        """Put what was taken and is not in the spool yet into its file, and let go of all files."""
+        with self._lock:
+            for (stream, epoch), count in self._skipped.items():
+                self._take(stream, _announcement(count), epoch)
+            self._skipped.clear()
+            left, self._inbox, self._storing = self._storing + self._inbox, [], []
+        try:
+            if left and self._folder is not None:
+                if self._own is None:
+                    self._own = SpoolFile.create(self._folder, "emit", self._target)
+                    self._spools.append(self._own)
+                # What a cancelled call stores all the same is there twice, with the same uids.
+                self._own.put(left)
+        except (ConfigError, WouldBlock) as exc:
+            log.error("events are lost: they cannot be kept", extra={"count": len(left), "reason": str(exc)})
+        finally:
             for spool in self._spools:
-                await asyncio.to_thread(spool.close)
+                spool.close()
 
     def _ended(self) -> BaseException | None:
         return None if self._task.cancelled() else self._task.exception()
@@ -327,15 +354,15 @@ class Emitting:
     async def _store(self, spool: Spool, delivery: Delivery) -> None:
         """Move the inbox into the spool, when that has room; until then nothing more is taken in."""
         with self._lock:
-            entries, self._inbox, self._inbox_bytes = self._inbox, [], 0
-        while entries:
+            self._storing, self._inbox, self._inbox_bytes = self._inbox, [], 0
+        while self._storing:
             try:
-                part = entries[:STORE_ENTRIES]
+                part = self._storing[:STORE_ENTRIES]
                 if self._folder is not None:
                     await asyncio.to_thread(spool.put, part)
                 else:
                     spool.put(part)
-                del entries[: len(part)]
+                del self._storing[: len(part)]
                 # At once: what is behind may find no room before something was delivered.
                 delivery.wake()
             except WouldBlock:
@@ -349,14 +376,20 @@ class Emitting:
             spool: Spool = MemorySpool()
             self._spools.append(spool)
             return spool
-        for orphan in await asyncio.to_thread(lambda: list(orphans(folder, self._target))):
-            self._spools.append(orphan)
+        # Not cut off in the middle: files that nobody knows of would stay locked until this process ends.
+        self._opening = asyncio.ensure_future(asyncio.to_thread(self._open_files, folder))
+        await asyncio.shield(self._opening)
+        assert self._own is not None  # noqa: S101 - just made
+        for orphan in self._spools[:-1]:
             delivery = Delivery(self._backend, orphan, threaded=True)
             self._deliveries.append(delivery)
             group.create_task(delivery.run())
-        spool = await asyncio.to_thread(SpoolFile.create, folder, "emit", self._target)
-        self._spools.append(spool)
-        return spool
+        return self._own
+
+    def _open_files(self, folder: Path) -> None:
+        self._spools += orphans(folder, self._target)
+        self._own = SpoolFile.create(folder, "emit", self._target)
+        self._spools.append(self._own)
 
 
 def _announcement(count: int) -> Event:
