@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 import tailrace
 from tailrace.config import Settings
+from tailrace.core.rollout import GuardLimits
 from tailrace.errors import ConfigError
 from tailrace.eventlog.base import Log
 from tailrace.eventlog.leases import LeaseStore
@@ -102,6 +103,12 @@ def _features(settings: Settings) -> list[Feature]:
             prefix=settings.key_prefix,
             enabled=settings.redis_stream_enabled,
             template_of=lambda kind: channels.get(kind, f"{kind}:{{id}}"),
+            limits=GuardLimits(
+                mismatch=settings.rollout_max_mismatch,
+                publish_errors=settings.rollout_max_publish_errors,
+                lag_seconds=settings.rollout_max_lag_seconds,
+                window_seconds=settings.rollout_window_seconds,
+            ),
         )
         features.append(rollout)
         on_fallback = partial(rollout.view.count, fallbacks=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ START = 100.0
 LATER = START + PATIENCE_SECONDS + LATE_SECONDS
 
 
-def begun(**options: int) -> Comparison:
+def begun(**options: Any) -> Comparison:
     """A comparison that has listened for a while."""
     comparison = Comparison(**options)
     comparison.restart(START - 10)
@@ -151,6 +152,20 @@ def test_only_the_window_is_judged() -> None:
     assert judge(comparison.readings(LATER)).roll_back
 
     assert comparison.readings(LATER + WINDOW_SECONDS + 1) == Readings()
+
+
+def test_a_longer_window_and_more_patience_judge_what_is_older_and_wait_for_what_is_later() -> None:
+    comparison = begun(window_seconds=600, patience_seconds=11.0)
+    for number in range(200):
+        comparison.saw(Side.CHANNEL, b"%d" % number, START)
+        if number < 100:
+            comparison.saw(Side.STREAM, b"%d" % number, START + 10)
+
+    assert comparison.expire(START + 10) == Counts()
+    comparison.expire(START + 12)
+
+    assert comparison.readings(START + 300).mismatched == 100
+    assert comparison.readings(START + 700) == Readings()
 
 
 def test_a_mismatch_is_seen_behind_a_long_clean_time() -> None:

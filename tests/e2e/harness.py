@@ -89,9 +89,10 @@ class Gateway:
         return self
 
     async def wait_ready(self, seconds: float = 50.0) -> None:
-        await self._wait_status("/readyz", 200, seconds)
+        await self.wait_status("/readyz", 200, seconds)
 
-    async def _wait_status(self, path: str, status: int, seconds: float) -> None:
+    async def wait_status(self, path: str, status: int, seconds: float) -> None:
+        """Wait until a path answers with a status."""
         async with httpx.AsyncClient(verify=False) as client:
 
             async def answers() -> bool:

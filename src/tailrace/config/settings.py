@@ -194,6 +194,14 @@ class Settings(BaseSettings):
     """A claimed run whose producer was silent for this long is `lost`."""
     rollout_enabled: bool = True
     """Whether this gateway follows rollouts from Pub/Sub to streams, and may guard them."""
+    rollout_max_mismatch: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """The guards roll back when this share of the messages came on one way only."""
+    rollout_max_publish_errors: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """The guards roll back when this share of the publishes to streams failed."""
+    rollout_max_lag_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
+    """The guards roll back when streams are so far behind the old channels."""
+    rollout_window_seconds: Annotated[float, Field(ge=3, le=3_600)] = 60.0
+    """The guards judge nothing that is older."""
     workflows_enabled: bool = True
     """Whether `…/streams/workflow:{id}/ws` knows the old channels too."""
     workflow_mode: Literal["streams", "dual", "pubsub", "rollout"] = "streams"

@@ -19,7 +19,7 @@ import msgspec
 
 from tailrace.core.codec import minify
 from tailrace.core.names import StreamName
-from tailrace.core.rollout import Readings
+from tailrace.core.rollout import GuardLimits, Readings
 from tailrace.errors import Malformed, TooLarge
 
 __all__ = [
@@ -35,8 +35,9 @@ __all__ = [
 
 PATIENCE_SECONDS = 3.0
 LATE_SECONDS = 1.0
-WINDOW_SECONDS = 60
-"""Nothing older is judged; nor, where enough came since, anything older than `LEAST_WINDOW_SECONDS`."""
+WINDOW_SECONDS = GuardLimits().window_seconds
+"""Nothing older is judged, where nobody sets it otherwise; nor, where enough came since, anything older than
+`LEAST_WINDOW_SECONDS`."""
 LEAST_WINDOW_SECONDS = 3
 DOUBT_SECONDS = 10.0
 """An event whose twin may have come before we listened is doubtful, and for so long all that equal it."""
@@ -110,10 +111,17 @@ def _as_object(message: bytes) -> dict[str, str]:
 class Comparison:
     """See the rules above. Times are seconds of any one clock that only grows."""
 
-    def __init__(self, *, max_waiting: int = 50_000, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        *,
+        max_waiting: int = 50_000,
+        patience_seconds: float = PATIENCE_SECONDS,
+        window_seconds: float = WINDOW_SECONDS,
+    ) -> None:
         self.total = Counts()
         self._max_waiting = max_waiting
         self._patience = patience_seconds
+        self._window_seconds = int(window_seconds)
         self._waiting: dict[Side, dict[bytes, deque[tuple[float, bool]]]] = {side: {} for side in Side}
         self._order: deque[tuple[float, Side, bytes, bool]] = deque()
         self._doubted: dict[bytes, float] = {}
@@ -176,7 +184,7 @@ class Comparison:
         """What the guards judge: the newest events whose time to be matched is over, until they are `enough`."""
         newest = int(now - self._patience) - 1
         seen = Counts()
-        for second in range(newest, newest - WINDOW_SECONDS, -1):
+        for second in range(newest, newest - self._window_seconds, -1):
             seen.add(self._window.get(second, _NOTHING))
             if newest - second + 1 >= LEAST_WINDOW_SECONDS and seen.compared >= enough:
                 break
@@ -220,7 +228,7 @@ class Comparison:
         self._window.setdefault(int(at), Counts()).add(counts)
 
     def _forget(self, now: float) -> None:
-        old = [second for second in self._window if now - second > WINDOW_SECONDS + 2 * self._patience]
+        old = [second for second in self._window if now - second > self._window_seconds + 2 * self._patience]
         for second in old:
             del self._window[second]
 

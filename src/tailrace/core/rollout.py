@@ -217,6 +217,8 @@ class GuardLimits(msgspec.Struct, frozen=True, kw_only=True):
     mismatch: float = 0.01
     publish_errors: float = 0.05
     lag_seconds: float = 2.0
+    window_seconds: float = 60.0
+    """Nothing older is judged."""
     least_compared: int = 100
     least_published: int = 100
 

@@ -23,8 +23,9 @@ from tailrace.core.page import Head, Page
 from tailrace.errors import LogError, LogUnavailable
 from tailrace.eventlog.base import Log, Tail
 from tailrace.hub.block import Sink
+from tailrace.hub.failing import Failing
 from tailrace.hub.subscription import Lane, Subscription
-from tailrace.hub.topic import TAIL_BYTES, Topic
+from tailrace.hub.topic import PAGE_RECORDS, TAIL_BYTES, Topic
 
 __all__ = ["Hub", "HubStatistics"]
 
@@ -71,6 +72,7 @@ class Hub:
         self._recovered = asyncio.Event()
         self._recovered.set()
         self._heals = 0
+        self.failing = Failing(lambda: self._clock())
 
     # -- life ----------------------------------------------------------------------------------------------
 
@@ -253,9 +255,10 @@ class Hub:
             topic.idle_since = self._clock()
 
     async def _upkeep(self) -> None:
-        """Forget topics that nobody has read for a while."""
+        """Forget topics that nobody has read for a while; tell readers whose streams cannot be read."""
         while True:
             await asyncio.sleep(1.0)
+            self.failing.tell(self._topics, self._subscriptions, degraded=self.degraded)
             before = self._clock() - LINGER_SECONDS
             idle = [
                 topic
@@ -267,7 +270,13 @@ class Hub:
                 self._tail.unwatch(topic.stream)
 
     async def _read(self, stream: StreamName, position: Position, limit: int) -> Page:
-        return await self._log.read(stream, position.cursor, limit=limit)
+        try:
+            page = await self._log.read(stream, position.cursor, limit=limit)
+        except LogError:
+            self.failing.failed(stream)
+            raise
+        self.failing.succeeded(stream)
+        return page
 
     def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A short task that several may wait for; the hub holds it, and cancels it when it ends."""
@@ -318,6 +327,7 @@ class Hub:
         if degraded:
             self._recovered.clear()
         else:
+            self.failing.clear()
             self._recovered.set()
         notice = Degraded(active=degraded)
         for subscription in tuple(self._subscriptions):
@@ -361,7 +371,7 @@ class Hub:
                 topic.heal_again = False
                 try:
                     async with self._heal_slots:
-                        page = await self._log.read(topic.stream, topic.ahead.cursor)
+                        page = await self._read(topic.stream, topic.ahead, PAGE_RECORDS)
                 except LogUnavailable:
                     await self.wait_recovered()
                     continue

@@ -86,6 +86,8 @@ class Subscription:
         self._lanes: dict[StreamName, Lane] = {}
         self.stays_open = stays_open
         """Whether it goes on when the last stream has ended; others may be added."""
+        self._degraded = hub.degraded
+        """What the reader was told last; of this it is told when it begins."""
         self._closing: CloseCode | None = None
         self._abandoned = False
         self._woken: asyncio.Future[None] | None = None
@@ -122,6 +124,12 @@ class Subscription:
     def closing(self) -> CloseCode | None:
         """Why `run` is about to return, if it is."""
         return self._closing
+
+    @property
+    def failing(self) -> bool:
+        """Whether one of its streams has to be read and cannot be, although the log answers otherwise."""
+        failing = self._hub.failing
+        return any(lane.stream in failing and (not lane.live or lane.topic.healing) for lane in self._lanes.values())
 
     async def add(self, stream: StreamName, resume: Resume) -> Position:
         """Begin to read a stream and answer the position that it begins at.
@@ -173,8 +181,10 @@ class Subscription:
             self.wake()
 
     def notice(self, degraded: Degraded) -> None:
-        """Tell the reader, if its sink takes it now."""
-        self.sink.write(Block.of(None, [degraded]))
+        """Tell the reader what it does not know yet, if its sink takes it now."""
+        if degraded.active is not self._degraded:
+            self._degraded = degraded.active
+            self.sink.write(Block.of(None, [degraded]))
 
     async def run(self) -> CloseCode:
         """Feed the sink until the subscription is closed, every stream has ended, or the client is gone or stuck.

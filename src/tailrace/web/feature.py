@@ -59,6 +59,10 @@ class Feature:
         del gateway
         return {}
 
+    def without_log(self) -> Mapping[str, Any] | None:
+        """Facts for `/readyz`: it serves what it was set to serve where the log can never be. None: it does not."""
+        return None
+
     def socket(self, gateway: Gateway, options: WsOptions, asked: Asked) -> StreamSocket | None:
         """What serves `/streams/{stream}/ws` of a stream of its kind; None: not its kind, the core serves it."""
         del gateway, options, asked

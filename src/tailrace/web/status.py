@@ -47,11 +47,14 @@ def status_router(gateway: Gateway) -> APIRouter:
         },
     )
     async def readyz(request: Request) -> Response:
-        """Follows a real event through log and hub, once a second."""
+        """Follows a real event through log and hub, once a second; on a server without Streams, through Pub/Sub."""
         degraded_ok = choice(request, "degraded", ("ok",)) == "ok"
         status = _status(gateway)
-        ready = status == "ready" or (status == "degraded" and degraded_ok)
+        standing = _without_log(gateway)
+        ready = status == "ready" or (status == "degraded" and (degraded_ok or bool(standing)))
         body: dict[str, Any] = {"status": status, "log": gateway.probe.reason}
+        if status == "degraded" and standing:
+            body["without_log"] = standing
         if gateway.failed is not None:
             body["worker"] = gateway.failed
         return json_response(body, 200 if ready else 503)
@@ -97,7 +100,13 @@ def _status(gateway: Gateway) -> str:
         return "draining"
     if gateway.probe.healthy:
         return "ready"
-    return "starting" if gateway.probe.seconds is None else "degraded"
+    return "starting" if gateway.probe.seconds is None and not _without_log(gateway) else "degraded"
+
+
+def _without_log(gateway: Gateway) -> dict[str, Any]:
+    """What is served although this server has no log, and never will: its features' facts."""
+    facts = {feature.name: feature.without_log() for feature in gateway.features}
+    return {name: dict(found) for name, found in facts.items() if found is not None}
 
 
 def _measure(gateway: Gateway) -> None:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from tailrace.core.event import Event
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
-from tailrace.core.rollout import Mode
+from tailrace.core.rollout import GuardLimits, Mode
 from tailrace.errors import LogError
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels
@@ -91,14 +91,15 @@ class Traffic:
 class Stage:
     """Everything of one process that guards, and a publisher."""
 
-    def __init__(self, server: RedisServer) -> None:
+    def __init__(self, server: RedisServer, limits: GuardLimits | None = None) -> None:
         self.server = server
         self.store = RedisRollout(server.url)
         self.view = RolloutView(self.store, look_seconds=0.2)
         self.log = RedisLog.connect(server.url)
         self.hub = Hub(self.log, Kinds())
         self.registry = CollectorRegistry()
-        self.guard = Guard(self.view, self.log, self.hub, template_of=old_channel, meters=Meters(self.registry))
+        meters = Meters(self.registry)
+        self.guard = Guard(self.view, self.log, self.hub, template_of=old_channel, meters=meters, limits=limits)
         self.traffic = Traffic(server, self.view)
 
     async def turn_on(self, percent: int = 100, *, hold_seconds: float | None = None) -> None:
@@ -137,9 +138,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(server: RedisServer, *, traffic: bool = True) -> AsyncIterator[Stage]:
+async def stage(
+    server: RedisServer, *, traffic: bool = True, limits: GuardLimits | None = None
+) -> AsyncIterator[Stage]:
     """Run it."""
-    made = Stage(server)
+    made = Stage(server, limits)
     works = [made.hub.run(), made.view.run(), made.guard.run()]
     if traffic:
         works.append(made.traffic.run())

@@ -43,6 +43,25 @@ async def test_a_gateway_shows_how_far_it_is_and_every_metric_of_the_alerts(
     assert re.search(r"tailrace_redis_memory_bytes [1-9]", text)
 
 
+def test_the_guards_limits_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tailrace.app import create_gateway
+    from tailrace.core.rollout import GuardLimits
+    from tailrace.features.rollout.feature import RolloutFeature
+    from tests.support.gateway import settings_of
+
+    def limits() -> GuardLimits:
+        gateway = create_gateway(settings_of(redis_url="redis://127.0.0.1:1/0"))
+        [rollout] = [feature for feature in gateway.features if isinstance(feature, RolloutFeature)]
+        return rollout.limits
+
+    assert limits() == GuardLimits(mismatch=0.01, publish_errors=0.05, lag_seconds=2.0, window_seconds=60.0)
+    for name, value in (("MISMATCH", "0.2"), ("PUBLISH_ERRORS", "0.3"), ("LAG_SECONDS", "7")):
+        monkeypatch.setenv(f"TAILRACE_ROLLOUT_MAX_{name}", value)
+    monkeypatch.setenv("TAILRACE_ROLLOUT_WINDOW_SECONDS", "300")
+
+    assert limits() == GuardLimits(mismatch=0.2, publish_errors=0.3, lag_seconds=7.0, window_seconds=300.0)
+
+
 def test_the_feature_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     from tailrace.app import create_gateway
     from tests.support.gateway import settings_of

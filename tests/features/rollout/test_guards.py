@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tailrace.core.rollout import FULL
+from tailrace.core.rollout import FULL, GuardLimits
 from tailrace.eventlog.redis.rollout import RedisRollout
 from tailrace.eventlog.rollout import CHANGE_STREAM
 from tailrace.features.rollout.changing import set_percent
@@ -17,6 +17,8 @@ from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
 pytestmark = pytest.mark.timeout(120)
+
+COMPARED = "tailrace_rollout_compared_total"
 
 
 @pytest_asyncio.fixture
@@ -39,6 +41,19 @@ async def test_one_per_cent_of_events_that_differ_rolls_back(made: Stage) -> Non
     assert "events differ" in await made.wait_rolled_back()
     assert made.metric("tailrace_rollout_rollbacks_total", kind="workflow") == 1
     assert made.metric("tailrace_rollout_compared_total", kind="workflow", result="missing") > 0
+
+
+async def test_limits_that_are_set_wider_let_more_differ_and_lag_before_they_roll_back(server: RedisServer) -> None:
+    async with stage(server, limits=GuardLimits(mismatch=0.4, lag_seconds=8.0)) as made:
+        await made.turn_on()
+
+        made.traffic.lose_every, made.traffic.delay_seconds = 10, 3.5
+        await eventually(lambda: made.metric(COMPARED, kind="workflow", result="late") > 100, 60)
+        await eventually(lambda: made.metric(COMPARED, kind="workflow", result="missing") > 20, 60)
+        assert (made.health, made.view.rollout_of("workflow").percent) == ("green", FULL)
+
+        made.traffic.lose_every = 2
+        await made.wait_rolled_back()
 
 
 async def test_five_per_cent_of_publishes_that_fail_roll_back(made: Stage) -> None:

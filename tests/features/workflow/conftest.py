@@ -11,9 +11,13 @@ import hiredis
 import pytest
 import pytest_asyncio
 
+from tailrace.core.names import StreamName
+from tailrace.eventlog.redis.log import RedisLog
+from tailrace.features.workflow.feature import WorkflowFeature
 from tailrace.features.workflow.publisher import WorkflowPublisher
 from tests.support.redis_servers import RedisServer
 from tests.support.wait import deadline
+from tests.support.ws import Gate, gate
 
 
 class MakePublisher(Protocol):
@@ -77,3 +81,41 @@ class OldSubscriber:
             yield self
         finally:
             writer.transport.abort()
+
+
+class Serve(Protocol):
+    def __call__(self, server: RedisServer, **settings: Any) -> Any: ...
+
+
+@pytest.fixture
+def serve(key_prefix: str, channel: str) -> Serve:
+    """Serve a gateway on a Redis; `moved` is the rollout: while it is not set, streams are not read. Who falls back is
+    added to `fallen`. `url`: another login."""
+
+    @asynccontextmanager
+    async def serve(
+        server: RedisServer,
+        *,
+        url: str | None = None,
+        moved: asyncio.Event | None = None,
+        fallen: list[StreamName] | None = None,
+        **settings: Any,
+    ) -> AsyncIterator[Gate]:
+        delivery = settings.get("delivery", "push")
+        log = RedisLog.connect(url or server.url, prefix=key_prefix, delivery=delivery)
+        feature = WorkflowFeature(
+            None if moved is None else lambda stream: moved.is_set(),
+            on_fallback=None if fallen is None else fallen.append,
+        )
+        given: dict[str, Any] = {
+            "key_prefix": key_prefix,
+            "workflow_channel": channel,
+            "max_connections_per_user": 0,
+        } | settings
+        try:
+            async with gate(log, features=[feature], **given) as running:
+                yield running
+        finally:
+            await log.aclose()
+
+    return serve

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
+import websockets
 
 from tailrace.core.rollout import Mode
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.workflow.feature import WorkflowFeature
+from tests.e2e.harness import gateway, token
 from tests.features.workflow.conftest import MakePublisher, OldSubscriber
 from tests.support.need import need_redis32
 from tests.support.redis_servers import RedisServer
@@ -26,6 +30,46 @@ async def redis32() -> AsyncIterator[RedisServer]:
         yield await server.start()
     finally:
         await asyncio.to_thread(server.remove_sync)
+
+
+@pytest.mark.timeout(180)
+async def test_a_gateway_that_is_set_to_pubsub_is_ready_there_while_channels_are_heard(
+    make: MakePublisher, redis32: RedisServer, key_prefix: str, channel: str, tmp_path: Path
+) -> None:
+    publisher = make(redis32.url)
+    settings = {"redis_stream_enabled": "false", "workflow_channel": channel}
+    async with (
+        gateway(redis32, key_prefix, tmp_path, **settings) as served,  # it waits for /readyz
+        httpx.AsyncClient(base_url=served.url) as client,
+    ):
+        body = (await client.get("/readyz")).json()
+        facts = {"mode": "pubsub", "resumable": False, "why": "the server has no Streams"}
+        assert (body["status"], body["without_log"]) == ("degraded", {"workflow": facts})
+        url = f"{served.url.replace('http', 'ws')}/streams/workflow:w1/ws"
+        bearer = {"Authorization": f"Bearer {token(read=['workflow:*'])}"}
+        async with websockets.connect(url, additional_headers=bearer) as socket, asyncio.timeout(60):
+            assert json.loads(await socket.recv())["mode"] == "pubsub"
+            await publisher.publish_node_output("w1", "ask", "yes")
+            while "type" not in (message := json.loads(await socket.recv())):
+                pass
+            assert message["output"] == "yes"
+
+        await redis32.kill()
+        await served.wait_status("/readyz", 503, 60)
+        await redis32.start()
+        await served.wait_ready()
+
+
+async def test_a_gateway_that_is_set_to_streams_is_not_ready_there(redis32: RedisServer, key_prefix: str) -> None:
+    log = RedisLog.connect(redis32.url, prefix=key_prefix)
+    feature = WorkflowFeature()
+    async with gate(log, features=[feature], key_prefix=key_prefix) as running, httpx.AsyncClient() as client:
+        await eventually(lambda: not feature.has_streams and feature.board.hears, 60)
+
+        answer = await client.get(f"http://127.0.0.1:{running.port}/readyz")
+
+        assert (answer.status_code, "without_log" in answer.json()) == (503, False)
+    await log.aclose()
 
 
 async def test_every_mode_is_pubsub_there(make: MakePublisher, redis32: RedisServer) -> None:

@@ -5,106 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
 
 from tailrace.core.names import StreamName
 from tailrace.core.rollout import Mode
-from tailrace.eventlog.redis.log import RedisLog
-from tailrace.features.workflow.feature import WorkflowFeature
 from tailrace.features.workflow.publisher import WorkflowPublisher
-from tests.features.workflow.conftest import MakePublisher, OldSubscriber
+from tests.features.workflow.conftest import MakePublisher, OldSubscriber, Serve
+from tests.features.workflow.support import PATH, WAIT, note, viewer
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import deadline, eventually
-from tests.support.ws import Gate, Wire, gate
-
-PATH = "/streams/workflow:w1/ws"
-WAIT = 60.0
-
-
-class Serve(Protocol):
-    def __call__(self, server: RedisServer, **settings: Any) -> Any: ...
-
-
-@pytest.fixture
-def serve(key_prefix: str, channel: str) -> Serve:
-    """Serve a gateway on a Redis; `moved` is the rollout: while it is not set, streams are not read. Who falls back is
-    added to `fallen`."""
-
-    @asynccontextmanager
-    async def serve(
-        server: RedisServer,
-        *,
-        moved: asyncio.Event | None = None,
-        fallen: list[StreamName] | None = None,
-        **settings: Any,
-    ) -> AsyncIterator[Gate]:
-        log = RedisLog.connect(server.url, prefix=key_prefix)
-        feature = WorkflowFeature(
-            None if moved is None else lambda stream: moved.is_set(),
-            on_fallback=None if fallen is None else fallen.append,
-        )
-        given: dict[str, Any] = {
-            "key_prefix": key_prefix,
-            "workflow_channel": channel,
-            "max_connections_per_user": 0,
-        } | settings
-        try:
-            async with gate(log, features=[feature], **given) as running:
-                yield running
-        finally:
-            await log.aclose()
-
-    return serve
-
-
-class OldFrontEnd:
-    """What was written before there were streams: reads JSON, and looks at `type`."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self.controls: list[Any] = []
-        self.last_id: str | None = None
-
-    async def get(self, seconds: float = WAIT) -> dict[str, Any]:
-        """The next message that has a type."""
-        async with deadline(seconds):
-            while True:
-                message: dict[str, Any] = await self._wire.get(seconds)
-                if "type" in message or "control" not in message:
-                    self.last_id = message.pop("id", self.last_id)
-                    return message
-                self.controls.append(message)
-
-    async def numbers(self, count: int) -> list[int]:
-        """The numbers of the next messages."""
-        return [(await self.get())["n"] for _ in range(count)]
-
-    async def told(self, control: str) -> Any:
-        """The next control of a name; messages that come before it are an error."""
-        while True:
-            message = await self._wire.get(WAIT)
-            assert "control" in message, message
-            if message["control"] == control:
-                return message
-
-
-@asynccontextmanager
-async def viewer(running: Gate, path: str = PATH, last_id: str | None = None) -> AsyncIterator[OldFrontEnd]:
-    async with running.wire(
-        path + (f"?last_id={last_id}" if last_id else ""), read=["workflow:*"], opened=False
-    ) as wire:
-        front = OldFrontEnd(wire)
-        front.controls.append(await wire.get(WAIT))
-        assert front.controls[0]["control"] == "open"
-        yield front
-
-
-def note(n: int) -> dict[str, Any]:
-    return {"type": "node_output", "n": n}
+from tests.support.ws import Gate
 
 
 @pytest_asyncio.fixture(params=list(Mode))

@@ -315,7 +315,12 @@ class PushTail:
         assert isinstance(link, Link)  # noqa: S101 - this tail's askers are links
         due = self._due(link)
         was = [(watched, watched.last) for watched in due]
-        found = await ask_changed(link, due)
+        try:
+            found = await ask_changed(link, due)
+        except ReplyError:
+            # It answers, but not to this: the next tick asks again, instead of taking another answer for a good sign.
+            self._urgent.get(link, {}).update(dict.fromkeys(due))
+            raise
         pushes_come = await link.barrier()
         before = dict(was) if found else {}
         for watched, head in found:

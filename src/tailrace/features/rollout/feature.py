@@ -48,7 +48,7 @@ class RolloutFeature(Feature):
         """For who has to know where a stream is: `mode_of`, `reads_stream`, `count`."""
         self.guard: Guard | None = None
         self._template_of = template_of
-        self._limits = limits
+        self.limits = limits if limits is not None else GuardLimits()
 
     def running(self, gateway: Gateway) -> AbstractAsyncContextManager[None]:
         """See `Feature`."""
@@ -70,6 +70,6 @@ class RolloutFeature(Feature):
             gateway.hub,
             template_of=self._template_of,
             meters=Meters(gateway.metrics.registry),
-            limits=self._limits,
+            limits=self.limits,
         )
         return {"view": self.view.run, "guard": self.guard.run}

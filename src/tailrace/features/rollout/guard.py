@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from tailrace.core.comparison import LEAST_WINDOW_SECONDS, WINDOW_SECONDS, Counts
+from tailrace.core.comparison import LEAST_WINDOW_SECONDS, Counts
 from tailrace.core.rollout import GuardLimits, Health, Readings, Rollout, Verdict, judge, next_step
 from tailrace.errors import Conflict, LogError, LogUnavailable
 from tailrace.eventlog.base import Log
@@ -46,12 +46,13 @@ _REPORT = msgspec.json.Decoder(PublishReport)
 class _Publishing:
     """What processes reported about one kind, in the guards' window."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_seconds: float) -> None:
+        self._window_seconds = window_seconds
         self._reports: deque[tuple[float, PublishReport]] = deque()
 
     def add(self, report: PublishReport, now: float) -> None:
         self._reports.append((now, report))
-        while self._reports and now - self._reports[0][0] > WINDOW_SECONDS:
+        while self._reports and now - self._reports[0][0] > self._window_seconds:
             self._reports.popleft()
 
     def newest(self, begin: float, now: float, *, enough: int) -> tuple[int, int]:
@@ -145,7 +146,8 @@ class Guard:
             return
         self._meters.count_report(report)
         if self._clock() >= self._excused_until:
-            self._publishing.setdefault(report.kind, _Publishing()).add(report, self._clock())
+            window = self._limits.window_seconds
+            self._publishing.setdefault(report.kind, _Publishing(window)).add(report, self._clock())
 
     # -- one turn ---------------------------------------------------------------------------------------------------
 
@@ -181,6 +183,7 @@ class Guard:
                 template=self._template_of(kind),
                 prefix=self._store.prefix,
                 clock=self._clock,
+                limits=self._limits,
             )
             self._shadows[kind] = shadow, group.create_task(shadow.run(), name=f"shadow {kind}")
 

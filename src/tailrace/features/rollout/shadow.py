@@ -15,11 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from tailrace.codes import CloseCode
-from tailrace.core.comparison import LATE_SECONDS, Comparison, Side, content_of
+from tailrace.core.comparison import LATE_SECONDS, PATIENCE_SECONDS, Comparison, Side, content_of
 from tailrace.core.cursor import Since
 from tailrace.core.event import Ended, Gap, Record
 from tailrace.core.names import StreamName, escape_name
-from tailrace.core.rollout import Mode
+from tailrace.core.rollout import GuardLimits, Mode
 from tailrace.errors import InvalidStream, LogError
 from tailrace.eventlog.redis.pubsub import Channels, Listener
 from tailrace.features.rollout.view import RolloutView
@@ -50,6 +50,7 @@ class Shadow:
         template: the old channels' names, with `{id}`.
         prefix: of our own keys, for the listener's probe.
         clock: seconds that only grow.
+        limits: of the guards, which judge what is found.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class Shadow:
         template: str,
         prefix: str,
         clock: Callable[[], float],
+        limits: GuardLimits,
     ) -> None:
         self.kind = kind
-        self.comparison = Comparison()
+        # What may lag behind must not be missing before.
+        patience = max(PATIENCE_SECONDS, limits.lag_seconds + 1.0)
+        self.comparison = Comparison(patience_seconds=patience, window_seconds=limits.window_seconds)
         self._view = view
         self._hub = hub
         self._clock = clock

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailrace.core.names import StreamName
-from tailrace.errors import LogUnavailable
+from tailrace.errors import LogRefused, LogUnavailable
 from tailrace.eventlog.features import read_features
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels
@@ -50,6 +50,7 @@ class WorkflowFeature(Feature):
         self._board: Switchboard | None = None
         self._channels: Channels | None = None
         self._prefix = ""
+        self._pubsub_only = False
 
     @property
     def board(self) -> Switchboard:
@@ -57,6 +58,12 @@ class WorkflowFeature(Feature):
         if self._board is None:
             raise LogUnavailable("the server is starting")
         return self._board
+
+    def without_log(self) -> Mapping[str, Any] | None:
+        """See `Feature`: a gateway that is set to Pub/Sub, on a server without Streams, whose channels are heard."""
+        if self.has_streams or not self._pubsub_only or self._board is None or not self._board.hears:
+            return None
+        return {"mode": "pubsub", "resumable": False, "why": "the server has no Streams"}
 
     def socket(self, gateway: Gateway, options: WsOptions, asked: Asked) -> StreamSocket | None:
         """See `Feature`."""
@@ -83,6 +90,7 @@ class WorkflowFeature(Feature):
         if isinstance(gateway.log, RedisLog):
             self._channels = Channels(gateway.log.topology)
         enabled = settings.redis_stream_enabled
+        self._pubsub_only = not enabled or settings.workflow_mode == "pubsub"
         by_mode = settings.workflow_mode in ("streams", "dual")
         reads = self._reads_stream or (lambda _: by_mode)
         self._board = Switchboard(
@@ -91,6 +99,7 @@ class WorkflowFeature(Feature):
             prefix=settings.key_prefix,
             reads_stream=lambda stream: enabled and self.has_streams and reads(stream),
             fallback_seconds=settings.workflow_fallback_seconds,
+            refuses=lambda: gateway.probe.reason == LogRefused.code and not gateway.probe.healthy,
             on_fallback=self._on_fallback,
         )
         try:

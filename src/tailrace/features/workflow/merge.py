@@ -61,6 +61,14 @@ class _Owed:
             del self._times[key]
         return True
 
+    def forget(self, before: float) -> None:
+        for key, times in list(self._times.items()):
+            while times and times[0] <= before:
+                times.popleft()
+                self._count -= 1
+            if not times:
+                del self._times[key]
+
     def any_since(self, then: float) -> bool:
         return bool(self._times) and self._times[next(reversed(self._times))][-1] > then
 
@@ -120,6 +128,10 @@ class Merge:
         while self._messages and now - self._messages[0].since >= GRACE_SECONDS:
             told.append(self._tell_message(now))
         return told
+
+    def forgive(self, way: Way, before: float) -> None:
+        """What was told before does not come on this way any more: what equals it there is something new."""
+        (self._owed_by_channel if way is Way.CHANNEL else self._owed_by_stream).forget(before)
 
     def settled(self, to: Way, now: float) -> bool:
         """Whether the other way can be left: nothing waits, and nothing that it has told is still to come on `to`."""

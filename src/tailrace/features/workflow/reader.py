@@ -2,6 +2,7 @@
 
     STREAMS ── roll-back ──► TO_CHANNEL ──► CHANNEL ── rollout ──► TO_STREAM ──► STREAMS
     STREAMS ── the log is away too long ──► AWAY ── it is back ──► BACK ──► STREAMS
+    (a viewer that comes while it is begins there)
 
 Rules of this file
 1. It is the sink of its subscription: records come by `write`, messages of the old channel by `heard`, time by `tick`.
@@ -9,7 +10,8 @@ Rules of this file
    While both ways hold every event nothing is lost or repeated by it; merge.py says what is otherwise.
 3. The viewer is told where its messages come from: in the first message, and before the first one of a new way that has
    no ids, or after the last one without.
-4. On the channel nothing waits for a viewer: one that leaves too much unread is closed (4001), as one that is slow.
+4. Away is: the log does not answer, refuses what is written, or refuses this stream's reads while the rest goes on.
+5. On the channel nothing waits for a viewer: one that leaves too much unread is closed (4001), as one that is slow.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from tailrace.hub.block import Block, SinkClosed
 from tailrace.hub.subscription import Subscription
 
 if TYPE_CHECKING:
+    from tailrace.core.cursor import Resume
     from tailrace.transports.ws_sink import WsSink
 
 __all__ = ["Board", "Reader", "State", "key_of"]
@@ -66,7 +69,7 @@ class Board(Protocol):
         """The reader does not hear its channel any more."""
 
     def away_since(self) -> float | None:
-        """Since when the log does not answer; None: it does."""
+        """Since when the log does not answer, or refuses what is written; None: it does not."""
 
     def fell_back(self, stream: StreamName) -> None:
         """A viewer of this stream is given its channel, since the log is away."""
@@ -76,7 +79,13 @@ class Reader:
     """See the rules above."""
 
     def __init__(
-        self, board: Board, stream: StreamName, channel: str, subscription: Subscription, form: WsForm
+        self,
+        board: Board,
+        stream: StreamName,
+        channel: str,
+        subscription: Subscription,
+        form: WsForm,
+        resume: Resume = Special.DEFAULT,
     ) -> None:
         self.stream = stream
         self.channel = channel
@@ -88,10 +97,19 @@ class Reader:
         self._board = board
         self._subscription = subscription
         self._form = form
+        self._resume = resume
+        """Where the reading of the log begins, if it was not to be had before."""
+        self._attaching = False
+        self._failing_since: float | None = None
+        self._troubled = False
+        """Whether the viewer knows that the log is away."""
         self._merge: Merge | None = None
         self._ready_at = 0.0
-        """When a switch may be over at the earliest."""
+        """When a switch may be over at the earliest; after a fall-back, when twins of what was told have come."""
         self._now = asyncio.get_running_loop().time
+        if self.state is State.STREAMS and self._is_long(board.away_since()):
+            self.state, self._merge = State.AWAY, Merge(Way.CHANNEL)
+            board.fell_back(stream)
 
     @property
     def resumable(self) -> bool:
@@ -159,7 +177,7 @@ class Reader:
 
     def link(self, up: bool) -> None:
         """The channel's connection was lost, or is back; what was published meanwhile is lost to this viewer."""
-        if self.state is State.CHANNEL and up is self._unheard:
+        if self.state in (State.CHANNEL, State.AWAY) and up is self._unheard:
             self._unheard = not up
             self._put(frames.degraded_payload(Degraded(active=not up)))
 
@@ -168,24 +186,67 @@ class Reader:
     def tick(self) -> bool:
         """A moment passed. Answer whether a switch is to begin: then `switch` has to be run."""
         now = self._now()
-        away = self._board.away_since()
+        away = self._away_since(now)
         if self.sink is None:
             return False
-        if self._merge is not None:
+        if self.state is not State.CHANNEL and (away is not None) is not self._troubled:
+            self._troubled = away is not None
+            self._subscription.notice(Degraded(active=self._troubled))
+        if self._merge is not None and self.state is not State.STREAMS:
             self._say(self._merge.overdue(now))
-            if self.state is State.AWAY and away is None:
-                self._come_back(now)
-            elif self.state is State.AWAY and not self._board.reads_stream(self.stream):
-                self._settle_on_channel()
+        if self.state is State.STREAMS and away is not None:
+            self._prepare(now, away)
+        elif self.state is State.STREAMS and self._merge is not None:
+            self._merge = None  # it is back before anything had to be done
+            self._board.leave(self)
+        if self.state is State.AWAY:
+            return self._look_back(now, away)
+        if self._merge is not None:
             self._finish()
             return False
-        if self.state is State.STREAMS and away is not None and now - away >= self._board.fallback_seconds:
-            self._fall_back()
-            return False
-        return self._board.reads_stream(self.stream) is not (self.state is State.STREAMS)
+        # To what does not answer nobody moves.
+        held = self.state is State.CHANNEL and away is not None
+        return not held and self._board.reads_stream(self.stream) is not (self.state is State.STREAMS)
+
+    def _away_since(self, now: float) -> float | None:
+        if not self._subscription.failing:
+            self._failing_since = None
+        elif self._failing_since is None:
+            self._failing_since = now
+        times = [since for since in (self._board.away_since(), self._failing_since) if since is not None]
+        return min(times, default=None)
+
+    def _is_long(self, since: float | None, less: float = 0.0) -> bool:
+        return since is not None and self._now() - since >= self._board.fallback_seconds - less
+
+    def _prepare(self, now: float, away: float) -> None:
+        """Pushes may still come: before the fall-back what is told is noted, and what is heard waits."""
+        if self._merge is not None:
+            if self._is_long(away) and now >= self._ready_at:
+                self._fall_back(now, self._merge)
+        elif self._is_long(away, 2 * GRACE_SECONDS):
+            self._merge, self._ready_at = Merge(Way.STREAM), now + GRACE_SECONDS
+            self._board.join(self)
+
+    def _look_back(self, now: float, away: float | None) -> bool:
+        """What a reader without its log does in a moment. Answer as `tick`."""
+        assert self._merge is not None  # noqa: S101 - AWAY has one
+        if self._ready_at and now >= self._ready_at:
+            self._ready_at = 0.0
+            self._merge.forgive(Way.CHANNEL, now)
+        if not self._board.reads_stream(self.stream):
+            self._settle_on_channel()
+        elif away is None and self.stream in self._subscription.cursors:
+            self._come_back(now, self._merge)
+        else:
+            return away is None and not self._attaching
+        return False
 
     async def switch(self) -> None:
-        """Begin to go the other way, after a rollout or a roll-back."""
+        """Begin to go the other way, after a rollout or a roll-back; or read what was away from the beginning."""
+        if self.state is State.AWAY:
+            await self._attach()
+            return
         to_stream = self.state is State.CHANNEL
         self._merge = Merge(Way.CHANNEL if to_stream else Way.STREAM)
         self.state = State.TO_STREAM if to_stream else State.TO_CHANNEL
@@ -202,26 +263,40 @@ class Reader:
             self._board.join(self)
         self._ready_at = self._now() + GRACE_SECONDS
 
-    def _fall_back(self) -> None:
+    async def _attach(self) -> None:
+        self._attaching = True
+        try:
+            await self._subscription.add(self.stream, self._resume)
+        except LogError:
+            return  # a later tick tries again
+        finally:
+            self._attaching = False
+        if self.state is not State.AWAY:
+            self._subscription.remove(self.stream)
+
+    def _fall_back(self, now: float, merge: Merge) -> None:
         self.state = State.AWAY
-        self._merge = Merge(Way.CHANNEL)
+        self._ready_at = now + GRACE_SECONDS
+        self._subscription.stays_open = True
         self._tell("log_unavailable")
-        self._board.join(self)
+        merge.forgive(Way.CHANNEL, now - GRACE_SECONDS)  # twins of the very first were not heard
+        self._say(merge.follow(Way.CHANNEL, now))
         self._board.fell_back(self.stream)
 
-    def _come_back(self, now: float) -> None:
-        assert self._merge is not None  # noqa: S101 - AWAY has one
+    def _come_back(self, now: float, merge: Merge) -> None:
         self.state = State.BACK
-        self._say(self._merge.follow(Way.STREAM, now))
+        self._say(merge.follow(Way.STREAM, now))
         self._ready_at = now + GRACE_SECONDS
 
     def _finish(self) -> None:
         """End a switch if it may end now."""
         merge, now = self._merge, self._now()
-        if merge is None or self.state is State.AWAY or now < self._ready_at:
+        if merge is None or self.state in (State.AWAY, State.STREAMS) or now < self._ready_at:
             return
         if not merge.settled(Way.CHANNEL if self.state is State.TO_CHANNEL else Way.STREAM, now):
             return
+        if self.state is not State.TO_CHANNEL and not self._subscription.live:
+            return  # what it has yet to read may have been told
         if self.state is State.TO_CHANNEL:
             self._settle_on_channel()
             self._tell("rollout")

@@ -51,7 +51,7 @@ class WorkflowSocket(StreamSocket):
         self._adopt(
             await self._hub.open({}, Nowhere(), stays_open=True, conflate=self._conflate, compact=self._compact)
         )
-        self._reader = Reader(self._board, self._stream, self._channel, self._subscription, self._form)
+        self._reader = Reader(self._board, self._stream, self._channel, self._subscription, self._form, self._resume)
         try:
             try:
                 if self._reader.resumable:

@@ -26,6 +26,7 @@ class Switchboard:
         prefix: of keys and of the listener's probe.
         reads_stream: whether a stream's viewers read the log now.
         fallback_seconds: how long the log may not answer before the old channels are heard.
+        refuses: whether the log answers, but takes nothing.
         on_fallback: told for each viewer that is given its channel for that reason.
     """
 
@@ -37,6 +38,7 @@ class Switchboard:
         prefix: str,
         reads_stream: Callable[[StreamName], bool],
         fallback_seconds: float,
+        refuses: Callable[[], bool] = lambda: False,
         on_fallback: Callable[[StreamName], None] | None = None,
     ) -> None:
         self.fallback_seconds = fallback_seconds
@@ -44,12 +46,18 @@ class Switchboard:
         self._hub = hub
         self._channels = channels
         self._reads_stream = reads_stream
+        self._refuses = refuses
         self._readers: dict[Reader, None] = {}
         self._listening: dict[bytes, dict[Reader, None]] = {}
         self._away_since: float | None = None
         self._listener: Listener | None = None
         if channels is not None:
             self._listener = Listener(channels, prefix=prefix, on_message=self._heard, on_link=self._link)
+
+    @property
+    def hears(self) -> bool:
+        """Whether messages of the old channels come now: proved every second."""
+        return self._listener is not None and self._listener.up
 
     async def run(self) -> None:
         """Own the listener and the switches until cancelled."""
@@ -120,7 +128,7 @@ class Switchboard:
     # -- what is heard ------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        if not self._hub.degraded:
+        if not self._hub.degraded and not self._refuses():
             self._away_since = None
         elif self._away_since is None:
             self._away_since = asyncio.get_running_loop().time()
