@@ -16,6 +16,7 @@ from tailrace.features.workflow.bridge import SKIPPED, Bridge
 from tailrace.features.workflow.publisher import WorkflowPublisher
 from tests.features.workflow.conftest import MakePublisher
 from tests.support.commands import clean_environment, started
+from tests.support.proxy import StartProxy
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
@@ -23,8 +24,10 @@ WAIT = 60.0
 
 
 @asynccontextmanager
-async def bridging(server: RedisServer, prefix: str, *, leads: bool = True, **options: Any) -> AsyncIterator[Bridge]:
-    bridge = Bridge(server.admin_url, f"{prefix}old:*", key_prefix=prefix, **options)
+async def bridging(
+    server: RedisServer, prefix: str, *, leads: bool = True, url: str = "", **options: Any
+) -> AsyncIterator[Bridge]:
+    bridge = Bridge(url or server.admin_url, f"{prefix}old:*", key_prefix=prefix, **options)
     task = asyncio.create_task(bridge.run())
     try:
         await eventually(lambda: bridge.leads or not leads or task.done(), WAIT)
@@ -182,6 +185,162 @@ async def test_a_bridge_that_is_killed_is_followed_by_the_other_with_a_gap_that_
     page = await old.read_history("w1", limit=1_000)
     assert json.loads(json.dumps(page.messages[at]))["count"] is None
     assert SKIPPED == "events.skipped"
+
+
+class Producer:
+    """Publishes numbers on the old channels without a pause, and knows nothing of bridges."""
+
+    def __init__(self, old: WorkflowPublisher, *workflows: str) -> None:
+        self.sent = 0
+        self._old = old
+        self._workflows = workflows
+
+    async def run(self) -> None:
+        while True:
+            for workflow in self._workflows:
+                await self._old.publish_to_channel(workflow, {"n": self.sent})
+            self.sent += 1
+            await asyncio.sleep(0.001)
+
+    async def wait_sent(self, more: int) -> None:
+        """Wait until so many more were published."""
+        wanted = self.sent + more
+        await eventually(lambda: self.sent >= wanted, WAIT)
+
+
+@asynccontextmanager
+async def producing(old: WorkflowPublisher, *workflows: str) -> AsyncIterator[Producer]:
+    producer = Producer(old, *workflows)
+    task = asyncio.create_task(producer.run())
+    try:
+        yield producer
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def everything(old: WorkflowPublisher, workflow: str) -> list[dict[str, Any]]:
+    """What the stream has, once it has a last message."""
+    await old.publish_to_channel(workflow, {"n": -1})
+
+    async def ended() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        more, start = True, "0-0"
+        while more:
+            page = await old.read_new(workflow, start, limit=1_000)
+            found, more, start = [*found, *page.messages], page.has_more, page.last_id
+        assert found
+        assert found[-1].get("n") == -1
+        return found[:-1]
+
+    found: list[dict[str, Any]] = await eventually(ended, WAIT, every=0.1)
+    return found
+
+
+def assert_gaps_are_told(found: list[dict[str, Any]], reasons: set[str]) -> int:
+    """Numbers are in order, none twice, and where one is missing that is said right there. How many are missing."""
+    missing, last, told = 0, None, False
+    for each in found:
+        if "n" not in each:
+            assert (each["count"], each["reason"] in reasons) == (None, True), each
+            told = True
+            continue
+        if last is not None and each["n"] != last + 1:
+            assert each["n"] > last, "out of order, or twice"
+            assert told, f"nothing said between {last} and {each['n']}"
+            missing += each["n"] - last - 1
+        last, told = each["n"], False
+    return missing
+
+
+async def test_a_cut_link_is_a_gap_at_its_place_in_every_stream_and_nothing_is_stored_twice(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
+) -> None:
+    old = make()
+    proxy = await start_proxy(str(redis70.socket))
+    url = f"unix://{':'.join(redis70.ADMIN)}@{proxy.path}"
+    async with bridging(redis70, key_prefix, url=url) as bridge:
+        async with producing(old, "w1", "w2") as producer:
+            for _ in range(3):
+                await producer.wait_sent(20)
+                proxy.refuse = True
+                proxy.reset_all()
+                await producer.wait_sent(20)  # nobody hears these
+                heard = bridge.counts.heard
+                proxy.restore()
+                await eventually(lambda: bridge.counts.heard > heard + 20, WAIT)  # noqa: B023
+        found = [await everything(old, workflow) for workflow in ("w1", "w2")]
+        assert (bridge.leads, bridge.counts.takeovers) == (True, 1)
+
+    for each in found:
+        assert assert_gaps_are_told(each, {"link"}) >= 50
+        assert [message["reason"] for message in each if "n" not in message] == ["link"] * 3
+
+
+async def test_only_its_subscription_is_cut_and_producers_do_not_wait(
+    make: MakePublisher, start_redis: StartRedis, key_prefix: str
+) -> None:
+    server = await start_redis()
+    old = make(server.url)
+    async with bridging(server, key_prefix) as bridge:
+        async with producing(old, "w1") as producer:
+            await producer.wait_sent(20)
+            for _ in range(3):
+                heard = bridge.counts.heard
+                await server.cli("CLIENT", "KILL", "TYPE", "pubsub")
+                await eventually(lambda: bridge.counts.heard > heard + 20, WAIT)  # noqa: B023
+        found = await everything(old, "w1")
+        assert (bridge.leads, bridge.counts.takeovers) == (True, 1)
+
+    assert_gaps_are_told(found, {"link"})
+    assert sum("n" not in each for each in found) == 3
+
+
+async def test_a_workflow_that_began_while_the_link_was_cut_begins_with_a_gap(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
+) -> None:
+    old = make()
+    proxy = await start_proxy(str(redis70.socket))
+    url = f"unix://{':'.join(redis70.ADMIN)}@{proxy.path}"
+    async with bridging(redis70, key_prefix, url=url) as bridge:
+        proxy.refuse = True
+        proxy.reset_all()
+        await old.publish_to_channel("w1", {"n": 1})
+        proxy.restore()
+        await eventually(lambda: bridge.hears and bridge.leads, WAIT)
+
+        await old.publish_to_channel("w1", {"n": 2})
+
+        found = await stored(old, 2)
+    assert [(each.get("reason"), each.get("n")) for each in found] == [("link", None), (None, 2)]
+
+
+async def test_of_two_whose_links_are_cut_in_turns_each_gap_is_told_and_no_message_stored_twice(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
+) -> None:
+    old = make()
+    proxies = [await start_proxy(str(redis70.socket)) for _ in range(2)]
+    first, second = (f"unix://{':'.join(redis70.ADMIN)}@{proxy.path}" for proxy in proxies)
+    async with (
+        bridging(redis70, key_prefix, leads=False, url=first, lease_seconds=2.0) as one,
+        bridging(redis70, key_prefix, leads=False, url=second, lease_seconds=2.0) as two,
+    ):
+        await eventually(lambda: one.leads or two.leads, WAIT)
+        async with producing(old, "w1") as producer:
+            for _ in range(2):
+                proxy, other = (proxies[0], two) if one.leads else (proxies[1], one)
+                await producer.wait_sent(20)
+                proxy.refuse = True
+                proxy.reset_all()
+                await eventually(lambda: other.leads, WAIT)  # noqa: B023
+                await producer.wait_sent(20)
+                proxy.restore()
+                await eventually(lambda: one.hears and two.hears, WAIT)
+            await producer.wait_sent(20)
+        found = await everything(old, "w1")
+
+    assert_gaps_are_told(found, {"takeover", "link"})
+    assert sum(each.get("reason") == "takeover" for each in found) >= 2
 
 
 @pytest.mark.parametrize(("pattern", "prefix"), [("workflow:*", ""), ("*", "t:"), ("a:*:*", "t:"), ("none", "t:")])

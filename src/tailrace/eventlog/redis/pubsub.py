@@ -122,6 +122,8 @@ class Listener:
     ) -> None:
         self.up = False
         """Whether all subscriptions are there and the last probe came back."""
+        self.connections = 0
+        """How many were made. Messages may come on one before it is `up`: from where on is told afterwards."""
         self._channels = channels
         self._probe = f"{prefix}probe:{secrets.token_hex(8)}".encode()
         self._on_message = on_message
@@ -196,6 +198,7 @@ class Listener:
         deadline = in_seconds(OPEN_SECONDS)
         push = await Connection.open(endpoint, deadline=deadline, on_push=self._received, name="tailrace-channels")
         self._push = push
+        self.connections += 1
         await self._subscribe_all(push)
         await self._prove(push, 1)
         self.up, self._refusal = True, False

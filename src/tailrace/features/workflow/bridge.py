@@ -4,8 +4,9 @@ Rules of this file
 1. Several bridges hear the same; one writes. It holds a lease, and its appends carry the lease's epoch: one that lost
    the lease without knowing is refused (Fenced) and stops.
 2. Every message that the leader heard is stored once, in the order of its channel: two equal ones are two.
-3. What may be missing is said in the stream, by `events.skipped`: after a take-over and after a lost link in the
-   streams that may have been affected, and where a message did not fit. `count` is null where nobody can know.
+3. What may be missing is said in the stream, by `events.skipped`, before the first message that follows: after a
+   take-over in the streams that were heard of meanwhile; after a lost link in those of the minute before and, since one
+   may have begun unheard, of the minute after; where a message did not fit. `count` is null where nobody can know.
 4. What waits for Redis is bounded in bytes; over it the newest are left out and counted.
 """
 
@@ -113,6 +114,10 @@ class Bridge:
         self._recent: OrderedDict[StreamName, tuple[float, int]] = OrderedDict()
         """Streams that were heard of in the last minute: when first and how often since the leader was last known."""
         self._lost_at: float | None = None
+        """Since when the channels were not heard; None: nothing is to be said of it."""
+        self._told_on = 0
+        """The connection on which that was said."""
+        self._deaf_until = float("-inf")
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -130,6 +135,11 @@ class Bridge:
             await self._lease.aclose()
             await self._channels.aclose()
             await self._log.aclose()
+
+    @property
+    def hears(self) -> bool:
+        """Whether the channels are heard now: proved every second."""
+        return self._listener.up
 
     @property
     def waiting_bytes(self) -> int:
@@ -166,12 +176,20 @@ class Bridge:
             log.info("this bridge leads", extra={"epoch": epoch})
             if taken and silent:
                 # What the one before heard and did not store, and what was heard while nobody led.
-                self._announce("takeover", silent + 2 * RENEW_SECONDS)
+                seconds = silent + 2 * RENEW_SECONDS
+                if begun - self._deaf_until < seconds:
+                    seconds += RECENT_SECONDS  # not everything was heard
+                self._announce("takeover", seconds)
+                self._lost_at = None
         self._forget_before(begun - RECENT_SECONDS)
 
     def _stop_leading(self, why: str) -> None:
         log.warning("this bridge does not lead any more", extra={"why": why})
         self.leads = False
+        now = asyncio.get_running_loop().time()
+        for stream in self._lines:
+            self._recent[stream] = (now, self._recent.get(stream, (now, 0))[1])
+            self._recent.move_to_end(stream)
         self._lines.clear()
         self._waiting_bytes = 0
 
@@ -187,8 +205,13 @@ class Bridge:
             self.counts.skipped += 1
             return
         self.counts.heard += 1
+        now = asyncio.get_running_loop().time()
+        if self._lost_at is not None:
+            self._say_lost(now)
+        if self.leads and stream not in self._recent and now - self._deaf_until < RECENT_SECONDS:
+            self._say_skipped(stream, "link", 0)
         _, heard = self._recent.get(stream, (0.0, 0))
-        self._recent[stream] = (asyncio.get_running_loop().time(), heard + 1)
+        self._recent[stream] = (now, heard + 1)
         self._recent.move_to_end(stream)
         if len(self._recent) > MAX_RECENT:
             self._recent.popitem(last=False)
@@ -238,20 +261,30 @@ class Bridge:
         now = asyncio.get_running_loop().time()
         if not up:
             self._lost_at = now
-        elif self._lost_at is not None and self.leads:
-            self._announce("link", now - self._lost_at + RECENT_SECONDS)
+        elif self._lost_at is not None:
+            self._say_lost(now)
             self._lost_at = None
+
+    def _say_lost(self, now: float) -> None:
+        """The channels are heard again: once for each connection, since one that was not proved may have been lost."""
+        assert self._lost_at is not None  # noqa: S101 - whoever calls this looked
+        self._deaf_until = now
+        if self.leads and self._told_on != self._listener.connections:
+            self._told_on = self._listener.connections
+            self._announce("link", now - self._lost_at + RECENT_SECONDS)
 
     def _announce(self, reason: str, seconds: float) -> None:
         """Say in every stream that was heard of lately that messages may be missing."""
-        now, wall = asyncio.get_running_loop().time(), round(time.time() * 1000)
+        now = asyncio.get_running_loop().time()
         for stream, (last, heard) in list(self._recent.items()):
-            if now - last > seconds:
-                continue
-            data: dict[str, Any] = {"count": None, "reason": reason, "before": wall}
-            if reason == "takeover":
-                data["at_most"] = heard
-            self._line(stream).events.append((Event(SKIPPED, data), 0))
+            if now - last <= seconds:
+                self._say_skipped(stream, reason, heard)
+
+    def _say_skipped(self, stream: StreamName, reason: str, heard: int) -> None:
+        data: dict[str, Any] = {"count": None, "reason": reason, "before": round(time.time() * 1000)}
+        if reason == "takeover":
+            data["at_most"] = heard
+        self._line(stream).events.append((Event(SKIPPED, data), 0))
 
     def _forget_before(self, then: float) -> None:
         while self._recent:
