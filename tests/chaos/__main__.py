@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,11 +24,15 @@ LARGE = Load(sets=2, more=18, batch=100, pause=0.12, rest=1.0, cuts=(0.05, 0.18)
 async def timed(made: Arena, seed: int, names: Sequence[str], seconds: float, goal: Goal) -> AsyncIterator[Step]:
     """Steps until the goal is reached and, without one, the time is over; each fault at least once.
 
-    When only some cells are too thin, only their faults go on.
+    When only some cells are too thin, only their faults go on. Ctrl-C ends the steps, not the run: it is judged.
     """
     began, board = time.monotonic(), made.board
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asked.set)
     done: set[str] = set()
     for step in plan(seed, names, faults=made.faults):
+        if asked.is_set():
+            return
         late = time.monotonic() - began >= seconds
         thin = {each.partition(" ")[0] for each in goal.thin(board, names)}
         enough = total(board, "deliveries") >= goal.deliveries and total(board, "connects") >= goal.connects
@@ -35,6 +40,8 @@ async def timed(made: Arena, seed: int, names: Sequence[str], seconds: float, go
             return
         if goal.deliveries and enough and not thin & set(step.names):
             continue
+        if enough and thin:
+            print(f"  too thin: {'; '.join(goal.thin(board, names))}", flush=True)
         at = time.monotonic() - began
         print(
             f"  {at:6.0f} s, {total(board, 'deliveries')} deliveries, {len(board.violations)} wrong: {step}", flush=True
