@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.events import EventStore
 from tests.features.runs.api import SERVICE, Site, site
 from tests.support.commands import Result, clean_environment, run_command
+from tests.support.redis_servers import StartRedis
 from tests.support.wait import eventually
 
 
@@ -66,3 +68,24 @@ async def test_a_cancel_ends_the_command_with_sigterm_and_then_with_sigkill(
     assert result.code == 128 + (9 if stubborn else 15)
     assert (await there.good("GET", "/runs/1"))["status"] == "cancelled"
     assert (await types(there))[-2:] == ["run.exited", "run.cancelled"]
+
+
+async def test_what_a_command_could_not_deliver_is_delivered_by_the_next_one_which_ends_its_stream(
+    tmp_path: Path, start_redis: StartRedis
+) -> None:
+    redis = await start_redis()
+    log = RedisLog.connect(redis.url)
+    async with site(tmp_path / "gateway", log=log, run_lease_seconds=1.0) as there:
+        env = clean_environment(tmp_path, TAILRACE_URL=there.served.url, TAILRACE_TOKEN=SERVICE)
+        await redis.kill()
+        first = await run_command("exec", "--id", "1", "--wait", "0.2", "--", "echo", "one", cwd=tmp_path, env=env)
+        left = await there.good("GET", "/runs/1")
+        await redis.start()
+
+        second = await run_command("exec", "--id", "2", "--wait", "30", "--", "true", cwd=tmp_path, env=env)
+
+        assert (first.code, second.code) == (0, 0)
+        assert (left["status"], left["sealed"]) == ("completed", False)
+        assert (await there.good("GET", "/runs/1"))["sealed"]
+        assert await types(there) == ["run.started", "run.output", "run.exited", "run.completed"]
+    await log.aclose()

@@ -68,13 +68,14 @@ class Site:
 
 
 @asynccontextmanager
-async def site(folder: Path, log: Log) -> AsyncIterator[Site]:
+async def site(folder: Path, log: Log, *, lease_seconds: float = 15.0) -> AsyncIterator[Site]:
     """Runs in a SQLite file of a folder."""
     url = database_url(None, folder)
     await asyncio.to_thread(upgrade, url)
     database = Database(url)
     leases = MemoryRunLeases()
-    yield Site(ServiceRuns(RunStore(database), lambda: log, lambda: leases), log)
+    service = ServiceRuns(RunStore(database), lambda: log, lambda: leases, lease_seconds=lease_seconds)
+    yield Site(service, log)
     await database.aclose()
 
 

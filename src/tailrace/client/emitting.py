@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tailrace.client.backend import Backend, pause_before
 from tailrace.client.spool import BATCH_EVENTS, Entry, MemorySpool, Spool, SpoolFile, orphans
 from tailrace.core.codec import encode
-from tailrace.core.event import Event
+from tailrace.core.event import SKIPPED, Event
 from tailrace.core.names import StreamName
 from tailrace.errors import (
     ConfigError,
@@ -50,8 +50,6 @@ INBOX_BYTES = 16_777_216
 OVERHEAD_BYTES = 160
 STORE_ENTRIES = 100
 FULL_SECONDS = 0.2
-SKIPPED = "events.skipped"
-"""Type of the event that says how many events before it did not fit into the spool."""
 
 
 class Delivery:
@@ -218,6 +216,8 @@ class Emitting:
         self._spools: list[Spool] = []
         self._own: SpoolFile | None = None
         self._opening: asyncio.Future[None] | None = None
+        self._opened = asyncio.Event()
+        self._left: set[tuple[StreamName, int | None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
 
     def emit(self, stream: StreamName, event: Event, owner_epoch: int | None = None) -> bool:
@@ -285,8 +285,18 @@ class Emitting:
             if not skipped or self._task.done():
                 return not self._task.done()
 
+    async def wait_recovered(self) -> set[tuple[StreamName, int | None]]:
+        """Wait until what others left in the folder is settled; answer what it was about, as (stream, owner's epoch).
+
+        Not all of it need be delivered: see rule 2.
+        """
+        await self._until_ended(self._opened.wait())
+        for delivery in self._deliveries[1:]:
+            await self._until_ended(delivery.wait_empty())
+        return set() if self._task.done() else self._left
+
     async def aclose(self, flush_seconds: float) -> None:
-        """Deliver for a while, then stop; a file keeps the rest."""
+        """Deliver for a while, then stop; a file keeps the rest, and without one the loss is logged."""
         try:
             if flush_seconds > 0:
                 await self.flush(flush_seconds)
@@ -314,6 +324,9 @@ class Emitting:
                     self._spools.append(self._own)
                 # What a cancelled call stores all the same is there twice, with the same uids.
                 self._own.put(left)
+            in_memory = sum(each.pending for each in self._spools if isinstance(each, MemorySpool))
+            if self._folder is None and (left or in_memory):
+                log.error("emitted events are lost: no folder keeps them", extra={"count": len(left) + in_memory})
         except (ConfigError, WouldBlock) as exc:
             log.error("events are lost: they cannot be kept", extra={"count": len(left), "reason": str(exc)})
         finally:
@@ -337,6 +350,7 @@ class Emitting:
             spool = await self._open(group)
             mine = Delivery(self._backend, spool, threaded=self._folder is not None)
             self._deliveries.insert(0, mine)
+            self._opened.set()
             group.create_task(mine.run())
             while True:
                 await self._arrived.wait()
@@ -387,7 +401,9 @@ class Emitting:
         return self._own
 
     def _open_files(self, folder: Path) -> None:
-        self._spools += orphans(folder, self._target)
+        for orphan in orphans(folder, self._target):
+            self._spools.append(orphan)
+            self._left |= orphan.places()
         self._own = SpoolFile.create(folder, "emit", self._target)
         self._spools.append(self._own)
 

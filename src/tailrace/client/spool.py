@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tailrace.client.entry import Entry, Header, Line
+from tailrace.core.names import StreamName
 from tailrace.errors import ConfigError, UsageError, WouldBlock
 
 __all__ = ["Entry", "MemorySpool", "Spool", "SpoolFile", "orphans"]
@@ -157,6 +158,11 @@ class SpoolFile:
         spool = cls(path, fd, header, max_bytes=max_bytes)
         spool._mend()
         return spool
+
+    def places(self) -> set[tuple[StreamName, int | None]]:
+        """The streams and owners' epochs of its entries, of delivered ones too where they are still in the file."""
+        with self._lock:
+            return {(entry.stream, entry.e) for entry, _ in self._entries(0)}
 
     def finish(self, last: Sequence[Entry] = ()) -> None:
         """Add the last entries; whoever takes this file over need not add the epilogue.

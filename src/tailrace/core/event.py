@@ -10,7 +10,10 @@ import msgspec
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 
-__all__ = ["Degraded", "Ended", "Event", "Gap", "GapReason", "Item", "Json", "Record", "StreamState"]
+__all__ = ["SKIPPED", "Degraded", "Ended", "Event", "Gap", "GapReason", "Item", "Json", "Record", "StreamState"]
+
+SKIPPED = "events.skipped"
+"""Type of the event by which a producer says how many events at its place it could not store."""
 
 
 class Json(bytes):

@@ -54,6 +54,8 @@ class ExecutionRun(Base):
     """The name of the last claim: the same producer asking again has it already."""
     cancel_requested_at: Mapped[int | None] = mapped_column(BigInteger)
     sealed: Mapped[bool] = mapped_column(Boolean(create_constraint=False), default=False)
+    flush_until: Mapped[int | None] = mapped_column(BigInteger)
+    """Set: its producer ended it while events were on their way, which are waited for until then."""
 
     __table_args__ = (
         Index(None, "created_at", "id"),

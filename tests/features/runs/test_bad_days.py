@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from tailrace.core.event import Event
 from tailrace.core.kinds import Kinds, StreamKind
@@ -125,7 +126,9 @@ async def test_an_event_over_a_megabyte_is_refused(tmp_path: Path) -> None:
         await refused(s, 413, "TOO_LARGE", "POST", "/runs/r1/events", json={"type": "a", "data": "x" * 1_048_575})
 
 
-async def test_while_the_database_is_away_streams_go_on(tmp_path: Path, start_postgresql: StartPostgresql) -> None:
+async def test_while_the_database_is_away_streams_go_on(
+    tmp_path: Path, start_postgresql: StartPostgresql, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = await asyncio.to_thread(start_postgresql)
     await asyncio.to_thread(migrate.upgrade, server.url)
     url = server.url.render_as_string(hide_password=False)
@@ -149,6 +152,12 @@ async def test_while_the_database_is_away_streams_go_on(tmp_path: Path, start_po
         await asyncio.to_thread(server.stop)
         await s.good("POST", "/streams/run:r1/events", json={"type": "b"})
         await s.good("GET", "/streams/run:r1/events", auth=OWNER)
+        monkeypatch.setattr("tailrace.features.runs.owners.FRESH_SECONDS", 0.0)
+        await s.good("POST", f"/runs/r1/events?epoch={epoch}", json={"type": "c"})
+        await s.good("GET", "/runs/r1/events", auth=OWNER)
+        await s.lines("/runs/r1/events/stream", until="event: c")
+        await refused(s, 503, "DATABASE_UNAVAILABLE", "POST", "/runs/r1/events", json={"type": "d"})
+        await refused(s, 503, "DATABASE_UNAVAILABLE", "GET", "/runs/unknown/events")
         leases = await s.good("POST", "/runs/leases", json={"runs": [{"id": "r1", "epoch": epoch}]})
         assert leases["runs"]["r1"] == {"cancel": False, "fenced": False}
         await refused(s, 503, "DATABASE_UNAVAILABLE", "POST", "/runs/r1/complete", json={"epoch": epoch})

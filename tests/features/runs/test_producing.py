@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.active import current_run, emit
 from tailrace.features.runs.model import RunStatus
 from tailrace.features.runs.steps import RunCancelled
+from tailrace.features.runs.workers import Reaper, Sealer
 from tests.support.producing import Site, site
-from tests.support.redis_servers import StartRedis
+from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import deadline, eventually
 
 
@@ -197,6 +199,90 @@ async def test_away_beyond_the_spool_the_newest_are_refused_counted_and_told_at_
     assert [type_ for type_, _ in events[-2:]] == ["events.skipped", "run.completed"]
     assert events[-2][1]["count"] == 40 - fitted
     assert caplog.text.count("the spool is full") == 1
+
+
+@asynccontextmanager
+async def _looked_after(there: Site) -> AsyncIterator[None]:
+    """What a gateway does for runs goes on."""
+    reaper, sealer = Reaper(there.service, period=0.05), Sealer(there.service, period=0.05)
+    tasks = [asyncio.create_task(work.run()) for work in (reaper, sealer)]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _sealed(there: Site, run_id: str) -> None:
+    async def sealed() -> bool:
+        return (await there.service.get(run_id)).sealed
+
+    await eventually(sealed, 60, every=0.1)
+
+
+async def _end_while_redis_is_away(there: Site, server: RedisServer, spool: Path | None) -> None:
+    """A run of a process that ends before Redis is back."""
+    runs = there.runs(spool=spool)
+    async with runs.open(run_id="1") as run:
+        run.emit("note", 0)
+        await _running(there, "1")
+        await server.kill()
+        for n in range(1, 500):
+            assert run.emit("note", n)
+        run.result = {"rows": 500}
+    await runs.aclose(flush_seconds=0.1)
+    assert (await there.service.get("1")).status is RunStatus.COMPLETED
+
+
+async def test_a_process_that_ends_while_redis_is_away_leaves_the_rest_to_the_next_one(
+    tmp_path: Path, start_redis: StartRedis
+) -> None:
+    server = await start_redis({"appendfsync": "no"})
+    log = RedisLog.connect(server.url)
+    async with site(tmp_path, log, lease_seconds=1.0) as there:
+        await _end_while_redis_is_away(there, server, tmp_path / "spool")
+        await server.start()
+
+        async def over() -> bool:
+            (alive,) = await there.service.leases.alive(["1"])
+            return not alive
+
+        await eventually(over, 60)
+        async with _looked_after(there):
+            # The reaper holds it from now on.
+            await _running(there, "1")
+            assert not (await there.service.get("1")).sealed
+
+            async with there.runs(spool=tmp_path / "spool"):
+                await _sealed(there, "1")
+        events = await there.events("1")
+    await log.aclose()
+
+    assert [data for type_, data in events if type_ == "note"] == list(range(500))
+    assert [type_ for type_, _ in events if type_ != "note"] == ["run.started", "run.completed"]
+    assert events[-1][1]["result"] == {"rows": 500}
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+async def test_without_a_folder_what_is_lost_with_the_process_is_logged_and_told_before_the_end(
+    tmp_path: Path, start_redis: StartRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await start_redis({"appendfsync": "no"})
+    log = RedisLog.connect(server.url)
+    async with site(tmp_path, log, lease_seconds=1.0) as there:
+        await _end_while_redis_is_away(there, server, None)
+        (lost,) = [each for each in caplog.records if each.message.startswith("emitted events are lost")]
+        await server.start()
+        async with _looked_after(there):
+            await _sealed(there, "1")
+        events = await there.events("1")
+    await log.aclose()
+
+    notes = [data for type_, data in events if type_ == "note"]
+    assert notes == list(range(len(notes)))
+    assert len(notes) + lost.count >= 500  # type: ignore[attr-defined]
+    assert [type_ for type_, _ in events[-2:]] == ["events.skipped", "run.completed"]
 
 
 async def _running(here: Site, run_id: str) -> None:

@@ -161,3 +161,95 @@ async def test_an_end_that_the_log_does_not_have_is_sealed_later(sqlite: URL, mo
         assert await runs.types("r1") == ["run.completed"]
         assert await sealer.step() == 0
     await log.aclose()
+
+
+async def ended_with_events_on_the_way(runs: Runs, hold_seconds: float = 0.0) -> int:
+    """A run whose producer told its end and is heard of no more."""
+    epoch = await claimed(runs)
+    await runs.service.finish("r1", epoch, RunStatus.COMPLETED, seal=False, hold_seconds=hold_seconds)
+    runs.clock.now += LEASE + 1
+    return epoch
+
+
+async def look_for(runs: Runs, reaper: Reaper, sealer: Sealer, seconds: float) -> None:
+    """Let time pass as both workers see it."""
+    for _ in range(round(seconds)):
+        runs.clock.now += 1
+        await reaper.step()
+        await sealer.step()
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace.features.runs.workers.GRACE_MS", -GRACE_MS)
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_events_that_a_dead_producer_left_on_its_disk_are_waited_for(sqlite: URL) -> None:
+    async with runs_on(sqlite) as runs:
+        reaper, sealer = Reaper(runs.service, clock=runs.clock), Sealer(runs.service)
+        epoch = await ended_with_events_on_the_way(runs, hold_seconds=600)
+
+        await look_for(runs, reaper, sealer, 3 * LEASE)
+
+        assert not (await runs.service.get("r1")).sealed
+        await runs.log.append(run_stream("r1"), [Event("late", 1)], owner_epoch=epoch)
+        assert (await runs.service.finish("r1", epoch, RunStatus.COMPLETED)).sealed
+        assert await runs.types("r1") == ["late", "run.completed"]
+
+
+@pytest.mark.usefixtures("no_grace")
+async def test_what_a_dead_producer_never_delivered_is_told_before_the_end(sqlite: URL) -> None:
+    async with runs_on(sqlite) as runs:
+        reaper, sealer = Reaper(runs.service, clock=runs.clock), Sealer(runs.service)
+        await ended_with_events_on_the_way(runs)
+
+        await look_for(runs, reaper, sealer, 3 * LEASE)
+
+        run = await runs.service.get("r1")
+        assert (run.status, run.sealed) == (RunStatus.COMPLETED, True)
+        assert await runs.types("r1") == ["events.skipped", "run.completed"]
+        assert data_of((await runs.events("r1"))[0]) == {"count": None, "reason": "its producer is gone"}
+
+
+@pytest.mark.usefixtures("no_grace")
+@pytest.mark.parametrize("forgets", [False, True])
+async def test_after_an_outage_a_producer_that_still_delivers_is_heard_before_its_run_is_sealed(
+    sqlite: URL, forgets: bool
+) -> None:
+    clock = Clock()
+    store = Store(clock)
+    async with runs_on(sqlite, leases=store) as runs:
+        runs.clock = clock
+        reaper, sealer = Reaper(runs.service, clock=clock), Sealer(runs.service)
+        await look_for(runs, reaper, sealer, LEASE + 1)
+        epoch = await ended_with_events_on_the_way(runs)
+        if forgets:
+            store.forget_all()
+        else:
+            store.away = True
+            with pytest.raises(LogUnavailable):
+                await reaper.step()
+            store.away = False
+
+        await look_for(runs, reaper, sealer, LEASE - 2)
+        assert not (await runs.service.get("r1")).sealed
+        assert await runs.service.renew([("r1", epoch)]) == {"r1": LeaseState()}
+        await look_for(runs, reaper, sealer, LEASE - 2)
+
+        await runs.log.append(run_stream("r1"), [Event("late", 1)], owner_epoch=epoch)
+        await runs.service.finish("r1", epoch, RunStatus.COMPLETED)
+        assert await runs.types("r1") == ["late", "run.completed"]
+
+
+async def test_a_second_wish_to_cancel_does_not_cut_off_what_is_on_the_way(sqlite: URL) -> None:
+    async with runs_on(sqlite) as runs:
+        epoch = await claimed(runs)
+        await runs.service.cancel("r1")
+        await runs.service.finish("r1", epoch, RunStatus.CANCELLED, seal=False)
+
+        assert not (await runs.service.cancel("r1")).sealed
+
+        await runs.log.append(run_stream("r1"), [Event("late", 1)], owner_epoch=epoch)
+        await runs.service.finish("r1", epoch, RunStatus.CANCELLED)
+        assert await runs.types("r1") == ["late", "run.cancelled"]

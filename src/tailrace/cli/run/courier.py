@@ -38,6 +38,7 @@ class Courier:
         """Run the session beside the deliveries; afterwards wait a while for what is left. Return the exit code."""
         backend = open_backend(self._target.url, self._target.token or "")
         others = list(orphans(self._folder, self._target.spool_target(self._folder)))
+        left = {place for other in others for place in other.places()}
         mine = Delivery(backend, self._spool, threaded=False, on_refused=self._on_refused, on_trouble=self._on_trouble)
         deliveries = [mine, *(Delivery(backend, other, threaded=False) for other in others)]
         self._recorder.on_put = mine.wake
@@ -53,6 +54,8 @@ class Courier:
                 async with asyncio.timeout(wait):
                     for delivery in deliveries:
                         await _first_of(delivery.wait_empty(), tasks)
+                    if registration is not None:
+                        await registration.seal(left)
             if registration is not None:
                 await registration.finish(code, session.signal_name, delivered=not self._spool.pending)
         finally:

@@ -15,7 +15,7 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from tailrace.core.names import StreamName
 from tailrace.errors import TailraceError
 from tailrace.features.runs.backend import RunBackend
 from tailrace.features.runs.model import RunStatus
+from tailrace.features.runs.recovering import HOLD_SECONDS, seal_delivered
 
 __all__ = ["Registration", "RunLabel", "registration_at"]
 
@@ -114,10 +115,20 @@ class Registration:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._backend.finish(
-                    self._run_id, self.epoch, status, error=error, result={"exit_code": exit_code}, seal=delivered
+                    self._run_id,
+                    self.epoch,
+                    status,
+                    error=error,
+                    result={"exit_code": exit_code},
+                    seal=delivered,
+                    hold_seconds=0.0 if delivered else HOLD_SECONDS,
                 )
         except (TailraceError, TimeoutError) as exc:
             log.warning("the end of the run could not be told", extra={"run": self._run_id, "error": str(exc)})
+
+    async def seal(self, places: Iterable[tuple[StreamName, int | None]]) -> None:
+        """End the streams of runs whose commands have ended, now that what they left on the disk is delivered."""
+        await seal_delivered(self._backend, places)
 
     async def _claim(self) -> int | None:
         producer, attempt = secrets.token_hex(8), 0

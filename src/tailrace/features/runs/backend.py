@@ -6,7 +6,8 @@ The life of a run as its producer sees it
    Without it the run ends as `lost` when the lease is over.
 3. Events are appended with the epoch: `append(…, owner_epoch=epoch)`, over HTTP `POST /runs/{id}/events?epoch=`.
 4. `finish`. Where events still wait for the log, `finish(…, seal=False)` at once, go on renewing and appending, then
-   `finish` again in the same way with `seal=True`.
+   `finish` again in the same way with `seal=True`. If that never comes, the seal is put on when the lease and
+   `hold_seconds` are over, behind an event that says that some may be missing.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class RunBackend(Protocol):
         error: str | None = None,
         result: Any = None,
         seal: bool = True,
+        hold_seconds: float = 0.0,
     ) -> Run:
         """End a run: its status at once, and with `seal` its terminal event behind all others and the stream's close.
 
@@ -107,6 +109,7 @@ class RunBackend(Protocol):
             error: for people.
             result: a small JSON value, or a reference.
             seal: False while the caller still has events to append; it goes on renewing, then calls again.
+            hold_seconds: with `seal=False`: they are on a disk, so wait for them for so long even if the caller dies.
 
         Raises:
             Fenced: another producer has it, or it was lost. RunEnded: it ended in another way.

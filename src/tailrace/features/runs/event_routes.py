@@ -4,6 +4,8 @@ Rules of this file
 1. A stream without a row (`tailrace exec`, older programs) is read as any other; where neither is there, 404.
 2. 410 only when the run ended, its end was in the log, and the log does not have it any more. A run that ended without
    a word in the log yet is empty; a running one whose stream is gone is a gap.
+3. While the database is away, what was known of a run will do: for its readers, and for its producer, whose epoch the
+   log checks.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def event_routes(gateway: Gateway, recent: RecentRuns) -> list[BaseRoute]:
         stream = run_stream(run_id)
         await access.require(await access.principal(request), Action.WRITE, stream)
         epoch = integer(request, "epoch", 0, low=1, high=MAX_EPOCH) if one(request, "epoch") is not None else None
-        run = await recent.find(run_id)
+        run = await recent.find(run_id, stale=epoch is not None)
         if run is None:
             raise RunNotFound("there is no such run")
         # Who claimed it may still have events on their way when it ended; the log knows when it was sealed.
@@ -112,11 +114,10 @@ class _RunEndpoint(StreamEndpoint):
 
 async def _check_readable(gateway: Gateway, recent: RecentRuns, stream: StreamName) -> None:
     """Raises: RunNotFound, RunExpired, DatabaseUnavailable."""
-    run = await recent.find(stream.name)
+    run = await recent.find(stream.name, stale=True)
     if run is not None and run.status.ended and not run.sealed:
         # The seal is put on a moment after the end.
-        recent.forget(stream.name)
-        run = await recent.find(stream.name)
+        run = await recent.find(stream.name, stale=True, fresh=True)
     if run is not None and not run.sealed:
         return
     try:

@@ -88,9 +88,12 @@ class LocalRuns:
         error: str | None = None,
         result: Any = None,
         seal: bool = True,
+        hold_seconds: float = 0.0,
     ) -> Run:
         """See `RunBackend`."""
-        return await self.service.finish(run_id, epoch, status, error=error, result=result, seal=seal)
+        return await self.service.finish(
+            run_id, epoch, status, error=error, result=result, seal=seal, hold_seconds=hold_seconds
+        )
 
     async def get(self, run_id: str) -> Run:
         """See `RunBackend`."""

@@ -17,8 +17,9 @@ from typing import Any
 
 import msgspec
 
+from tailrace.core.event import SKIPPED, Event
 from tailrace.core.names import StreamName
-from tailrace.errors import Malformed
+from tailrace.errors import Conflict, Fenced, Malformed, RunEnded
 
 __all__ = [
     "ENDINGS",
@@ -26,16 +27,21 @@ __all__ = [
     "MAX_ERROR",
     "MAX_OWNER",
     "MAX_TITLE",
+    "MISSING_UID",
     "TRANSITIONS",
     "Run",
     "RunStatus",
     "check_kind",
     "check_run_id",
+    "ends_anew",
+    "last_events",
     "run_stream",
 ]
 
 END_UID = "end"
 """uid of the terminal event: whoever seals a run, it is stored once."""
+MISSING_UID = "end-missing"
+"""uid of the event before it, where a producer was gone before it had delivered everything."""
 MAX_OWNER = 255
 MAX_TITLE = 500
 MAX_ERROR = 10_000
@@ -93,11 +99,50 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested_at: int | None = None
     sealed: bool = False
     """Whether the log has its terminal event."""
+    flush_until: int | None = None
+    """Its producer ended it while events were on their way, which are waited for until then. None: all are there."""
 
     @property
     def stream(self) -> StreamName:
         """Where its events are."""
         return run_stream(self.id)
+
+
+def ends_anew(run: Run, epoch: int | None, status: RunStatus, error: str | None, result: Any) -> bool:
+    """Whether an ending by the holder of an epoch (None: by anybody) changes a run. False: it has ended in this way.
+
+    Raises:
+        Fenced: another producer has it, or it was lost. RunEnded: it ended in another way.
+        Conflict: it cannot end so from where it is.
+    """
+    if run.status.ended:
+        if (run.status, run.error, run.result) == (status, error, result):
+            return False
+        if run.status is RunStatus.LOST and epoch is not None and epoch < run.owner_epoch:
+            raise Fenced("the run was lost: its lease was over", run_status=run.status.value)
+        raise RunEnded(f"the run has ended: {run.status}", run_status=run.status.value)
+    if epoch is not None and epoch != run.owner_epoch:
+        raise Fenced("another producer has this run", epoch=run.owner_epoch)
+    if status not in TRANSITIONS[run.status]:
+        raise Conflict(f"a run that is {run.status} cannot end as {status}", run_status=run.status.value)
+    return True
+
+
+def last_events(run: Run) -> list[Event]:
+    """What ends the stream of an ended run: its terminal event, and before it what may be missing."""
+    data = {
+        "run": run.id,
+        "status": run.status.value,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "error": run.error,
+        "result": run.result,
+    }
+    events = [Event(f"run.{run.status.value}", data, uid=END_UID)]
+    if run.flush_until is not None:
+        # Its producer never said that all was delivered.
+        events.insert(0, Event(SKIPPED, {"count": None, "reason": "its producer is gone"}, uid=MISSING_UID))
+    return events
 
 
 def run_stream(run_id: str) -> StreamName:

@@ -26,16 +26,27 @@ class RecentRuns:
         self._clock = clock
         self._known: OrderedDict[str, tuple[float, Run | None]] = OrderedDict()
 
-    async def find(self, run_id: str) -> Run | None:
+    async def find(self, run_id: str, *, stale: bool = False, fresh: bool = False) -> Run | None:
         """A run as it was a moment ago; None: there was none.
 
+        Args:
+            run_id: which.
+            stale: an older answer will do where the database is away. Only for who may read or write the run.
+            fresh: one of a moment ago will not do where it is there.
+
         Raises:
-            DatabaseUnavailable: it does not answer.
+            DatabaseUnavailable: it does not answer, and nothing is known.
         """
-        known = self._known.get(run_id)
-        if known is not None and self._clock() - known[0] < FRESH_SECONDS:
-            return known[1]
-        return await self._ask(run_id)
+        now = self._clock()
+        at, run = self._known.get(run_id, (0.0, None))
+        if not fresh and run_id in self._known and now - at < FRESH_SECONDS:
+            return run
+        try:
+            return await self._ask(run_id)
+        except DatabaseUnavailable:
+            if stale and run is not None and now - at < STALE_SECONDS:
+                return run
+            raise
 
     async def owns(self, run_id: str, sub: str) -> bool:
         """Whether a run is somebody's; while the database is away, an older answer will do for its owner.

@@ -29,6 +29,7 @@ from tailrace.errors import AlreadyClosed, ConfigError, Conflict, NotFound, Tail
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.backend import Claim, RunBackend
 from tailrace.features.runs.model import Run, RunStatus
+from tailrace.features.runs.recovering import HOLD_SECONDS, seal_delivered
 from tailrace.features.runs.remote import HttpRuns
 from tailrace.features.runs.steps import RunCancelled, error_text
 
@@ -52,6 +53,7 @@ class Runs:
         spool: folder in which events wait that are not delivered yet; without one they wait in memory.
         target: names the log in that folder.
         begin_seconds: how long the beginning of a run is tried.
+        hold_seconds: how long an ended run is kept open for events that this process left in the folder when it died.
 
     Belongs to one event loop. Use it as a context manager, or call `aclose`.
     """
@@ -64,12 +66,14 @@ class Runs:
         spool: Path | None = None,
         target: str = "here",
         begin_seconds: float = CALL_SECONDS,
+        hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         self.backend = backend
         self._log = log
         self._spool = spool
         self._target = target
         self._begin_seconds = begin_seconds
+        self._hold_seconds = hold_seconds if spool is not None else 0.0
         self._emitting: Emitting | None = None
         self._held: dict[str, ActiveRun] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -172,14 +176,23 @@ class Runs:
             raise AlreadyClosed("the runs were closed")
         producer = secrets.token_hex(8)
         claim: Claim = await self._begin_patiently(lambda: self.backend.begin(run_id, producer=producer))
-        if self._emitting is None:
-            self._emitting = Emitting(self._log, self._spool, self._target)
-        active = ActiveRun(claim, self._emitting)
+        active = ActiveRun(claim, self._deliver())
         self._held[active.id] = active
         if self._renewing is None:
             self._renewing = self._own(self._renew())
         active.emit("run.started", {"kind": claim.run.kind, "title": claim.run.title, "epoch": claim.epoch})
         return active
+
+    def _deliver(self) -> Emitting:
+        """Begin to deliver, what others left in the folder too."""
+        if self._emitting is None:
+            self._emitting = Emitting(self._log, self._spool, self._target)
+            if self._spool is not None:
+                self._own(self._recover(self._emitting))
+        return self._emitting
+
+    async def _recover(self, emitting: Emitting) -> None:
+        await seal_delivered(self.backend, await emitting.wait_recovered())
 
     async def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
         """End a run: completed, or as the error says. Returns after 2 s at the latest when its events still wait for
@@ -189,7 +202,7 @@ class Runs:
             self._release(active)
             return
         status, text = outcome_of(error)
-        finish = _Finish(self.backend, active, status, text)
+        finish = _Finish(self.backend, active, status, text, self._hold_seconds)
         flushed = await self._flushed(active)
         try:
             await finish(seal=flushed)
@@ -267,8 +280,9 @@ class Runs:
     async def aclose(self, *, flush_seconds: float = 5.0) -> None:
         """Wait a while for what still has to be told, then give everything back.
 
-        A run that is still open ends as lost. What was not delivered stays in the spool folder, and is delivered by
-        the next process on it as far as its run is not sealed by then; without a folder it is lost.
+        A run that is still open ends as lost. What was not delivered stays in the spool folder; the next process on it
+        delivers it, and ends the streams of the runs that have ended. Without a folder it is lost: that is logged, and
+        told in the stream before its end.
         """
         if self._closed:
             return
@@ -288,6 +302,8 @@ class Runs:
             await self.backend.aclose()
 
     async def __aenter__(self) -> Runs:
+        if self._spool is not None:
+            self._deliver()
         return self
 
     async def __aexit__(
@@ -323,18 +339,24 @@ class Runs:
 class _Finish:
     """Tells the backend of one end, and remembers what it knows."""
 
-    def __init__(self, backend: RunBackend, active: ActiveRun, status: RunStatus, error: str | None) -> None:
+    def __init__(
+        self, backend: RunBackend, active: ActiveRun, status: RunStatus, error: str | None, hold_seconds: float
+    ) -> None:
         self.told = False
         """Whether the status is known."""
         self._backend = backend
         self._active = active
         self._status = status
         self._error = error
+        self._hold_seconds = hold_seconds
 
     async def __call__(self, *, seal: bool) -> None:
         active = self._active
         result = active.result if self._status is RunStatus.COMPLETED else None
-        await self._backend.finish(active.id, active.epoch, self._status, error=self._error, result=result, seal=seal)
+        hold = 0.0 if seal else self._hold_seconds
+        await self._backend.finish(
+            active.id, active.epoch, self._status, error=self._error, result=result, seal=seal, hold_seconds=hold
+        )
         self.told = True
 
 

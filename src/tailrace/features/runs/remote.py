@@ -78,11 +78,14 @@ class HttpRuns:
         error: str | None = None,
         result: Any = None,
         seal: bool = True,
+        hold_seconds: float = 0.0,
     ) -> Run:
         """See `RunBackend`."""
         if status not in _VERBS:
             raise UsageError("a run ends as completed, failed or cancelled")
         body = {"epoch": epoch, "error": error, "result": result, "seal": seal}
+        if hold_seconds:
+            body["hold_seconds"] = hold_seconds
         return await self._ask(Run, "POST", _path(run_id, _VERBS[status]), body)
 
     async def cancel(self, run_id: str) -> Run:

@@ -12,6 +12,7 @@ from tailrace.config import Settings
 from tailrace.core.codec import minify
 from tailrace.errors import Malformed, UnsupportedMedia
 from tailrace.features.runs.model import Run, RunStatus, check_kind
+from tailrace.features.runs.service import MAX_HOLD_SECONDS
 from tailrace.features.runs.store import RunQuery
 from tailrace.web.params import integer, one, read_body
 
@@ -41,6 +42,12 @@ class Ending(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     error: str | None = None
     result: Any = None
     seal: bool = True
+    hold_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError, which becomes Malformed."""
+        if not 0 <= self.hold_seconds <= MAX_HOLD_SECONDS:
+            raise ValueError(f"hold_seconds is 0-{MAX_HOLD_SECONDS:.0f}")
 
 
 class Claiming(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -147,7 +147,13 @@ def _add_endings(router: APIRouter, gateway: Gateway, service: RunService, recen
 
     async def finish(run_id: str, status: RunStatus, ending: Ending) -> Response:
         run = await service.finish(
-            run_id, ending.epoch, status, error=ending.error, result=ending.result, seal=ending.seal
+            run_id,
+            ending.epoch,
+            status,
+            error=ending.error,
+            result=ending.result,
+            seal=ending.seal,
+            hold_seconds=ending.hold_seconds,
         )
         recent.forget(run_id)
         return json_response(run_payload(run))

@@ -26,6 +26,7 @@ _EXAMPLE = {
     "owner_epoch": 1,
     "cancel_requested_at": None,
     "sealed": False,
+    "flush_until": None,
     "stream": "run:5c1f0f0e6d1b4f0e8b7f8a1c2d3e4f50",
 }
 SCHEMAS: dict[str, Any] = {
@@ -59,6 +60,7 @@ SCHEMAS: dict[str, Any] = {
             "owner_epoch": {"type": "integer", "description": "How often it was claimed."},
             "cancel_requested_at": _TIME,
             "sealed": {"type": "boolean", "description": "Whether its stream has its end."},
+            "flush_until": {**_TIME, "description": "Until when events that were on their way are waited for."},
             "stream": {"type": "string"},
         },
         "example": _EXAMPLE,
@@ -88,6 +90,7 @@ SCHEMAS: dict[str, Any] = {
             "error": {"type": "string"},
             "result": {"description": "Small; or a reference to where it is."},
             "seal": {"type": "boolean", "default": True, "description": "False: events are still on their way."},
+            "hold_seconds": {"type": "number", "minimum": 0, "maximum": 86400, "default": 0},
         },
     },
     "ClaimRun": {

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-from tailrace.core.event import Event
 from tailrace.errors import (
     DatabaseUnavailable,
     IdempotencyConflict,
@@ -33,7 +32,6 @@ from tailrace.eventlog.base import Log
 from tailrace.eventlog.run_leases import Renewal, RunLeases
 from tailrace.features.runs.backend import Claim, LeaseState
 from tailrace.features.runs.model import (
-    END_UID,
     MAX_ERROR,
     MAX_OWNER,
     MAX_TITLE,
@@ -41,15 +39,18 @@ from tailrace.features.runs.model import (
     RunStatus,
     check_kind,
     check_run_id,
+    last_events,
 )
 from tailrace.features.runs.store import End, RunQuery, RunStore
 
-__all__ = ["RunService"]
+__all__ = ["MAX_HOLD_SECONDS", "RunService"]
 
 log = logging.getLogger("tailrace.runs")
 
 MAX_METADATA_BYTES = 16_384
 MAX_RESULT_BYTES = 65_536
+MAX_HOLD_SECONDS = 86_400.0
+"""For no longer are events waited for that are on a disk somewhere."""
 TRUTH_SHARE = 0.1
 """Of so many renewals one also asks SQL, in case the leases' store lost its memory."""
 
@@ -167,12 +168,17 @@ class RunService:
         error: str | None = None,
         result: Any = None,
         seal: bool = True,
+        hold_seconds: float = 0.0,
     ) -> Run:
         """See `RunBackend`."""
         if status not in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
             raise Malformed("a run ends as completed, failed or cancelled", field="status")
         _check_size(result, "result", MAX_RESULT_BYTES)
-        run = await self.store.end(run_id, epoch, End(status=status, error=_text(error), result=result), now=_now())
+        now = _now()
+        waiting = epoch is not None and not seal
+        flush_until = now + round(min(hold_seconds, MAX_HOLD_SECONDS) * 1_000) if waiting else None
+        end = End(status=status, error=_text(error), result=result, flush_until=flush_until)
+        run = await self.store.end(run_id, epoch, end, now=now)
         return await self.seal_soon(run) if seal else run
 
     async def cancel(self, run_id: str) -> Run:
@@ -182,7 +188,7 @@ class RunService:
         """
         run = await self.store.request_cancel(run_id, now=_now())
         if run.status.ended:
-            return await self.seal_soon(run)
+            return await self.seal_soon(run) if run.flush_until is None else run
         try:
             await self.leases.cancel(run_id)
         except LogError:
@@ -213,17 +219,8 @@ class RunService:
         if run.sealed:
             return run
         event_log = self._event_log()
-        data = {
-            "run": run.id,
-            "status": run.status.value,
-            "started_at": run.started_at,
-            "ended_at": run.ended_at,
-            "error": run.error,
-            "result": run.result,
-        }
-        event = Event(f"run.{run.status.value}", data, uid=END_UID)
         try:
-            await event_log.append(run.stream, [event], owner_epoch=run.owner_epoch or None, close=True)
+            await event_log.append(run.stream, last_events(run), owner_epoch=run.owner_epoch or None, close=True)
         except StreamClosed:
             pass  # sealed before, or closed by somebody who may
         except IdempotencyConflict:

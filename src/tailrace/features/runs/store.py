@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tailrace.errors import Conflict, DatabaseUnavailable, Fenced, RunEnded, RunNotFound
-from tailrace.features.runs.model import ENDINGS, TRANSITIONS, Run, RunStatus
+from tailrace.errors import Conflict, DatabaseUnavailable, RunEnded, RunNotFound
+from tailrace.features.runs.model import ENDINGS, Run, RunStatus, ends_anew
 from tailrace.sql.database import Database
 from tailrace.sql.models import ExecutionRun
 
@@ -46,6 +46,8 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     status: RunStatus
     error: str | None = None
     result: Any = None
+    flush_until: int | None = None
+    """Unix ms, see `Run`; only whoever has the claim says so."""
 
 
 class _Changed(Exception):
@@ -132,16 +134,10 @@ class RunStore:
         async def change(session: AsyncSession) -> Run:
             row = await _row(session, run_id)
             run = _run(row)
-            if run.status.ended:
-                if (run.status, run.error, run.result) == (end.status, end.error, end.result):
+            if not ends_anew(run, epoch, end.status, end.error, end.result):
+                if run.sealed or epoch != run.owner_epoch or run.flush_until == end.flush_until:
                     return run
-                if run.status is RunStatus.LOST and epoch is not None and epoch < run.owner_epoch:
-                    raise Fenced("the run was lost: its lease was over", run_status=run.status.value)
-                raise RunEnded(f"the run has ended: {run.status}", run_status=run.status.value)
-            if epoch is not None and epoch != run.owner_epoch:
-                raise Fenced("another producer has this run", epoch=run.owner_epoch)
-            if end.status not in TRANSITIONS[run.status]:
-                raise Conflict(f"a run that is {run.status} cannot end as {end.status}", run_status=run.status.value)
+                return await _update(session, row, flush_until=end.flush_until)
             # Who ends it without the epoch of a claim, or for a dead producer, fences that out.
             fencing = 1 if run.owner_epoch and (epoch is None or end.status is RunStatus.LOST) else 0
             return await _update(
@@ -152,6 +148,7 @@ class RunStore:
                 result=end.result,
                 ended_at=now,
                 owner_epoch=run.owner_epoch + fencing,
+                flush_until=end.flush_until,
             )
 
         return await self._change(change)
@@ -180,10 +177,13 @@ class RunStore:
 
         await self._database.run(change)
 
-    async def unsealed(self, *, ended_before: int, limit: int) -> list[Run]:
-        """Ended runs whose log does not have it yet, the oldest first."""
+    async def unsealed(self, *, ended_before: int, now: int, limit: int) -> list[Run]:
+        """Ended runs whose log does not have it yet and need not wait for more, the oldest first."""
         where = and_(
-            ExecutionRun.status.in_(_ENDED), ExecutionRun.sealed.is_(False), ExecutionRun.ended_at <= ended_before
+            ExecutionRun.status.in_(_ENDED),
+            ExecutionRun.sealed.is_(False),
+            ExecutionRun.ended_at <= ended_before,
+            or_(ExecutionRun.flush_until.is_(None), ExecutionRun.flush_until <= now),
         )
 
         async def read(session: AsyncSession) -> list[Run]:
@@ -282,4 +282,5 @@ def _run(row: ExecutionRun) -> Run:
         owner_epoch=row.owner_epoch,
         cancel_requested_at=row.cancel_requested_at,
         sealed=row.sealed,
+        flush_until=row.flush_until,
     )

@@ -6,6 +6,8 @@ Rules of this file
    mean anything, for until then producers could not renew.
 3. A run that SQL says is running and that has no lease at all is given one: then its producer has a whole lease to be
    heard of, whatever the store forgot.
+4. A run that ended while events were on their way is sealed when its lease and `flush_until` are over, by the reaper
+   and so by rule 2. Before that only its producer does it, or whoever delivers what that left on its disk.
 """
 
 from __future__ import annotations
@@ -50,14 +52,17 @@ class Sealer:
         Raises: LogUnavailable, DatabaseUnavailable.
         """
         service = self._service
-        ended_before = time.time_ns() // 1_000_000 - GRACE_MS
-        runs = await service.store.unsealed(ended_before=ended_before, limit=BATCH)
+        now = _now()
+        runs = await service.store.unsealed(ended_before=now - GRACE_MS, now=now, limit=BATCH)
         if not runs:
             return 0
         sealed = 0
         for run, alive in zip(runs, await service.leases.alive([run.id for run in runs]), strict=True):
             # A live producer still appends what came before the end; a lost one is fenced out anyway.
-            if not alive or run.status is RunStatus.LOST:
+            if run.flush_until is not None and not alive:
+                # Silent, or only not heard of yet: the reaper finds out.
+                await service.leases.watch([(run.id, run.owner_epoch)], service.lease_seconds)
+            elif not alive or run.status is RunStatus.LOST:
                 await service.seal(run)
                 sealed += 1
         return sealed
@@ -125,6 +130,10 @@ class Reaper:
                 await service.leases.renew([(run_id, run.owner_epoch)], self._lease)
                 return False
             if run.status.ended:
+                held = ((run.flush_until or 0) - _now()) / 1_000
+                if held > 0 and not run.sealed:
+                    await service.leases.renew([(run_id, run.owner_epoch)], held)
+                    return False
                 await service.seal(run)
                 await service.leases.end(run_id)
                 return False
@@ -140,3 +149,7 @@ class Reaper:
             log.exception("a lost run cannot be ended", extra={"run": run_id, "code": error.code})
             return False
         return True
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
