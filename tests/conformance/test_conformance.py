@@ -16,7 +16,8 @@ from tailrace.core.event import Degraded, Ended, Gap, GapReason, Item, Json, Rec
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName, check_type, escape_name
 from tailrace.core.page import Head, Page
-from tailrace.errors import InvalidCursor, InvalidStream, Malformed
+from tailrace.errors import InvalidCursor, InvalidStream, Malformed, TailraceError
+from tailrace.features.runs.model import Run, RunStatus, ends_anew, last_events, run_stream
 from tailrace.features.workflow.message import event_of
 
 FOLDER = Path(__file__).parents[2] / "conformance"
@@ -287,8 +288,31 @@ def check_workflow(case: Case) -> None:
     assert codec.encode(event.data, max_bytes=1_000) == case["data"].encode()
 
 
+def outcome(run: Run, epoch: int | None, status: str, error: str | None, result: Any) -> str:
+    try:
+        return "ended" if ends_anew(run, epoch, RunStatus(status), error, result) else "same"
+    except TailraceError as refused:
+        return refused.code
+
+
+def check_runs(case: Case) -> None:
+    if "id" in case:
+        if case["stream"] is None:
+            with pytest.raises(Malformed):
+                run_stream(case["id"])
+        else:
+            assert run_stream(case["id"]) == case["stream"]
+        return
+    run = msgspec.convert(case["run"], Run)
+    if "last" in case:
+        assert [{"type": each.type, "uid": each.uid, "data": each.data} for each in last_events(run)] == case["last"]
+        return
+    assert outcome(run, **case["end"]) == case["is"]
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "workflow": check_workflow,
+    "runs": check_runs,
     "names": check_names,
     "escape": check_escape,
     "types": check_types,

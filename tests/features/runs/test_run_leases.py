@@ -1,4 +1,4 @@
-"""The leases of producers: the same promises in memory and on Redis."""
+"""The leases of producers: the same promises in memory, on every Redis, and on a Cluster."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tailrace.eventlog.leases import MemoryLeases
+from tailrace.eventlog.leases import LeaseStore, MemoryLeases
 from tailrace.eventlog.redis.leases import RedisLeases
 from tailrace.eventlog.run_leases import Renewal, RunLeases
 from tests.support.redis_servers import RedisServer
+from tests.support.redis_topologies import RedisCluster
 from tests.support.wait import eventually
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def leases(request: pytest.FixtureRequest, redis70: RedisServer, key_prefix: str) -> AsyncIterator[RunLeases]:
-    store = MemoryLeases() if request.param == "memory" else RedisLeases(redis70.url, prefix=key_prefix)
+@pytest.fixture(params=["memory", "redis50", "redis62", "redis70", "redis_cluster"])
+async def leases(request: pytest.FixtureRequest, key_prefix: str) -> AsyncIterator[RunLeases]:
+    store: LeaseStore = MemoryLeases()
+    if request.param != "memory":
+        server: RedisServer | RedisCluster = request.getfixturevalue(request.param)
+        store = RedisLeases(server.url, prefix=key_prefix)
     yield store.runs
     await store.aclose()
 
@@ -46,3 +50,13 @@ async def test_a_lease_that_is_over_is_known_until_it_was_dealt_with(leases: Run
     assert await leases.alive(["short", "new"]) == [False, True]
     await leases.end("short")
     assert await leases.expired(10) == []
+
+
+async def test_many_runs_are_kept_in_one_call(leases: RunLeases) -> None:
+    held = [(f"{n}", n) for n in range(1_200)]
+
+    assert await leases.renew(held, 60) == [Renewal.KEPT] * 1_200
+    await leases.cancel("1199")
+
+    assert await leases.renew(held, 60) == [*([Renewal.KEPT] * 1_199), Renewal.CANCEL]
+    assert await leases.alive([run_id for run_id, _ in held]) == [True] * 1_200

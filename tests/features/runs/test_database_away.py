@@ -1,0 +1,143 @@
+"""The database is really away while code is a run: only to begin waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tailrace.client.client import Tailrace
+from tailrace.client.direct import DirectLog
+from tailrace.errors import DatabaseUnavailable
+from tailrace.eventlog.redis.leases import RedisLeases
+from tailrace.eventlog.redis.log import RedisLog
+from tailrace.features.runs.local import LocalRuns
+from tailrace.features.runs.model import Run, RunStatus
+from tailrace.features.runs.producing import Runs
+from tailrace.features.runs.workers import Reaper, Sealer
+from tailrace.sql import migrate
+from tests.support.databases import DatabaseServer, StartPostgresql
+from tests.support.redis_servers import RedisServer
+from tests.support.wait import deadline, eventually
+
+LEASE = 2.0
+
+
+@pytest.fixture
+async def database(start_postgresql: StartPostgresql) -> DatabaseServer:
+    server = await asyncio.to_thread(start_postgresql)
+    await asyncio.to_thread(migrate.upgrade, server.url)
+    return server
+
+
+class Place:
+    """Runs on a database and a Redis, looked after as a gateway does."""
+
+    def __init__(self, backend: LocalRuns, log: RedisLog) -> None:
+        self.backend = backend
+        self.log = log
+
+    def runs(self, begin_seconds: float = 60.0) -> Runs:
+        return Runs(self.backend, DirectLog.on(self.log), begin_seconds=begin_seconds)
+
+    async def ended(self, run_id: str) -> Run:
+        """The run, when its stream has its end."""
+
+        async def sealed() -> Run | None:
+            run = await self.backend.get(run_id)
+            return run if run.sealed else None
+
+        run: Run | None = await eventually(sealed, 60, every=0.1)
+        assert run is not None
+        return run
+
+    async def events(self, run_id: str) -> list[tuple[str, bytes]]:
+        async with Tailrace.on(DirectLog.on(self.log)) as client:
+            return [(each.type, each.data) for each in await client.history(f"run:{run_id}").records()]
+
+
+@asynccontextmanager
+async def place(database: DatabaseServer, redis: RedisServer, prefix: str, folder: Path) -> AsyncIterator[Place]:
+    log = RedisLog.connect(redis.url, prefix=prefix)
+    url = database.url.render_as_string(hide_password=False)
+    leases = RedisLeases(log.topology, prefix=prefix)
+    backend = LocalRuns.on(url, log, leases.runs, owner="ada", data_dir=folder, lease_seconds=LEASE, timeout=2)
+    reaper, sealer = Reaper(backend.service, period=0.1), Sealer(backend.service, period=0.1)
+    tasks = [asyncio.create_task(work) for work in (reaper.run(), sealer.run())]
+    try:
+        yield Place(backend, log)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await backend.aclose()
+        await leases.aclose()
+        await log.aclose()
+
+
+async def test_a_run_begins_as_soon_as_the_database_is_there_and_not_without_it(
+    database: DatabaseServer, redis70: RedisServer, key_prefix: str, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(database.stop)
+    async with place(database, redis70, key_prefix, tmp_path) as there:
+        entered = False
+        async with there.runs(begin_seconds=1.0) as runs:
+            with pytest.raises(DatabaseUnavailable):
+                async with runs.open(run_id="never"):
+                    entered = True
+        assert not entered
+
+    async with place(database, redis70, key_prefix, tmp_path) as there, there.runs() as runs:
+
+        async def work() -> None:
+            async with runs.open(run_id="1") as run:
+                run.emit("note", 1)
+
+        working = asyncio.create_task(work())
+        await asyncio.to_thread(database.start)
+        async with deadline(60):
+            await working
+        assert (await there.ended("1")).status is RunStatus.COMPLETED
+
+
+async def test_a_run_goes_on_without_the_database_for_longer_than_its_lease_and_ends_when_it_is_back(
+    database: DatabaseServer, redis70: RedisServer, key_prefix: str, tmp_path: Path
+) -> None:
+    async with place(database, redis70, key_prefix, tmp_path) as there, there.runs() as runs:
+        time = asyncio.get_running_loop().time
+
+        async def work() -> None:
+            async with runs.open(run_id="failed"):
+                async with runs.open(run_id="1") as run:
+                    run.emit("note", 1)
+                    await asyncio.to_thread(database.stop)
+                    begun = time()
+
+                    def said_for_long() -> bool:
+                        assert run.emit("note", 2)
+                        return time() - begun > 2 * LEASE
+
+                    await eventually(said_for_long, 60, every=0.05)
+                    run.result = {"rows": 3}
+                # Both end while it is away: neither is held up.
+                raise ValueError("no rows")
+
+        with pytest.raises(ValueError, match="no rows"):
+            async with deadline(90):
+                await work()
+
+        # What was said is read while nobody knows yet how it ended.
+        notes = [data for type_, data in await there.events("1") if type_ == "note"]
+        assert notes[0] == b"1"
+        await asyncio.to_thread(database.start)
+        done, failed = await there.ended("1"), await there.ended("failed")
+
+        assert (done.status, done.result, done.owner_epoch) == (RunStatus.COMPLETED, {"rows": 3}, 1)
+        assert (failed.status, failed.error) == (RunStatus.FAILED, "ValueError: no rows")
+        events = await there.events("1")
+        assert [data for type_, data in events if type_ == "note"] == notes
+        assert [type_ for type_, _ in events if type_ != "note"] == ["run.started", "run.completed"]
+        assert (await there.events("failed"))[-1][0] == "run.failed"
