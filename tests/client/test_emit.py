@@ -183,7 +183,7 @@ async def test_events_for_a_stream_that_has_ended_are_dropped_alone(log: MemoryL
 async def test_a_refused_token_is_waited_out(
     log: MemoryLog, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tailrace.client.emitting.REFUSED_TOKEN_SECONDS", 0.05)
+    monkeypatch.setattr("tailrace.client.delivery.REFUSED_TOKEN_SECONDS", 0.05)
     asked = 0
 
     def token() -> str:

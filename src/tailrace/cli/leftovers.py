@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tailrace.cli.target import HOME
 from tailrace.client.client import open_backend
-from tailrace.client.emitting import Delivery
+from tailrace.client.delivery import Delivery
 from tailrace.client.spool import SpoolFile, orphans
 
 __all__ = ["deliver_leftovers"]

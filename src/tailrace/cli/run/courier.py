@@ -13,7 +13,7 @@ from tailrace.cli.run.registration import RunLabel, registration_at
 from tailrace.cli.run.session import Recorder, Session
 from tailrace.cli.target import Target
 from tailrace.client.client import open_backend
-from tailrace.client.emitting import Delivery
+from tailrace.client.delivery import Delivery
 from tailrace.client.spool import Entry, SpoolFile, orphans
 from tailrace.errors import TailraceError
 
