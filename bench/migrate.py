@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
+import os
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack
 from html import escape
 from pathlib import Path
 
 from redis.asyncio import Redis
 
 from bench import plot
-from bench.harness import Contender, Histogram, Measure, Report, Sample, interleave, median, number, ratio, say
-from bench.process import cores, pinned
+from bench.harness import Histogram, Measure, Report, Sample, median, number, ratio, say
+from bench.process import Child, child, cores, cpu_seconds, pinned
 from bench.report import VERDICT
 from bench.server import Server, open_redis, redis_version
-from tailrace.core.cursor import Special
-from tailrace.core.event import Record
-from tailrace.core.kinds import Kinds
+from bench.viewers import workflow_ids
 from tailrace.core.rollout import Mode
-from tailrace.eventlog.redis.log import RedisLog
-from tailrace.eventlog.redis.pubsub import Channels, Listener
-from tailrace.features.workflow.message import stream_of
 from tailrace.features.workflow.publisher import WorkflowPublisher
-from tailrace.hub.block import Block
-from tailrace.hub.hub import Hub
 
 __all__ = ["add_arguments", "predicted_bytes", "run"]
 
 WAYS = {"Pub/Sub": Mode.PUBSUB, "streams": Mode.STREAMS, "dual": Mode.DUAL}
 WORKFLOWS = (1, 100, 500)
 OUTPUT = "x" * 120
+SLICE_SECONDS = 0.2
+TIMER_SECONDS = 0.001
+WHY = (
+    "an append is a script that numbers, stores, trims and announces: some tens of microseconds in Redis and some tens"
+    " in the publisher, beside a PUBLISH, whose whole way is two wake-ups of processes"
+)
 MEMORY_EVENTS = 10_000
 ENTRY_BYTES = 62
 """What an entry takes beside its data: id, type, time, previous id and the node's share (docs/migration.md)."""
@@ -45,8 +45,7 @@ STREAM_BYTES = 6_000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `migrate`."""
     parser.add_argument("--rate", type=int, default=1_000, help="awaited messages a second (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each round (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, in turns (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each way, in short turns (%(default)s)")
     parser.add_argument("--report", type=Path, help="folder for migrate.md and migrate.html")
 
 
@@ -66,13 +65,18 @@ async def run(options: argparse.Namespace) -> Report:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(open_redis(on=others))
         memory = [await _memory(server, streams) for streams in (1, 100)]
+        argv = [sys.executable, "-m", "bench.viewers", server.url]
+        viewers = await stack.enter_async_context(child(argv, on=others))
         stack.enter_context(pinned(first))
-        bench = _Migration(options, server)
-        contenders: dict[str, Contender] = {
-            _name(way, count): partial(bench.measure, way, count) for count in WORKFLOWS for way in WAYS
-        }
+        bench = _Migration(options, server, viewers)
         say(f"migrate: {options.rate}/s awaited on {', '.join(map(str, WORKFLOWS))} workflows, three ways, in turns")
-        samples = await interleave(contenders, options.rounds)
+        samples: dict[str, list[Sample]] = {}
+        for count in WORKFLOWS:
+            samples |= await bench.compare(count)
+            for way in WAYS:
+                taken = samples[_name(way, count)]
+                shown = ", ".join(f"{key} {number(median(taken, key))}" for key in taken[0])
+                say(f"  {_name(way, count)}: {shown}")
     report = _report(options, samples, bench, memory)
     report.setting["redis"] = await redis_version()
     report.seconds = time.monotonic() - started
@@ -85,117 +89,105 @@ def _name(way: str, workflows: int) -> str:
     return f"{workflows} workflow{'s' if workflows > 1 else ''}, {way}"
 
 
-class _Taken:
-    """A sink, and a listener's ear: how long each message was on its way."""
-
-    def __init__(self) -> None:
-        self.delays = Histogram()
-
-    def take(self, message: bytes) -> None:
-        self.delays.add(time.perf_counter() - json.loads(message)["at"])
-
-    def write(self, block: Block) -> bool:
-        for item in block.items:
-            if isinstance(item, Record):
-                self.take(item.data)
-        return True
-
-    async def wait_writable(self) -> None:
-        """Never full."""
-
-
 class _Migration:
-    """Publisher and viewers in this process, Redis beside it: the ways differ in what Redis does and how it is read."""
+    """The publishers are this process, which has nothing else to do; viewers are another one, Redis a third. The ways
+    differ in what is asked of Redis and in how it is read, and in nothing else. All are ready all the time; they take
+    turns of a fraction of a second, so that what else the machine does hits all of them alike."""
 
-    def __init__(self, options: argparse.Namespace, server: Server) -> None:
+    def __init__(self, options: argparse.Namespace, server: Server, viewers: Child) -> None:
         self.published: dict[str, Histogram] = {}
         self.delivered: dict[str, Histogram] = {}
+        self.late = Histogram()
+        """How late messages were begun: what this machine, or this event loop, had no time for."""
         self.lost = 0
         self._options = options
         self._server = server
-        self._round = 0
+        self._viewers = viewers
+        self._cpu = 0.0
 
-    async def measure(self, way: str, workflows: int) -> Sample:
-        self._round += 1
-        name, ids = _name(way, workflows), [f"{self._round}-{n}" for n in range(workflows)]
-        mine, taken, count = Histogram(), _Taken(), int(self._options.rate * self._options.seconds)
+    async def compare(self, workflows: int) -> dict[str, list[Sample]]:
+        """What each way did in each of its turns."""
+        slices = max(1, round(self._options.seconds / SLICE_SECONDS))
+        samples: dict[str, list[Sample]] = {_name(way, workflows): [] for way in WAYS}
         async with AsyncExitStack() as stack:
-            publisher = await stack.enter_async_context(WorkflowPublisher(self._server.url, mode=WAYS[way]))
-            viewing = _on_channels if WAYS[way] is Mode.PUBSUB else _on_streams
-            await stack.enter_async_context(viewing(self._server.url, ids, taken))
-            await publisher.publish(ids[0], {"type": "warm up", "at": time.perf_counter()})
-            await self._publish(publisher, ids, count, mine)
-            await _until_all(taken, count + 1)
-        self.lost += count + 1 - taken.delays.count
-        self.published.setdefault(name, Histogram()).merge(mine)
-        self.delivered.setdefault(name, Histogram()).merge(taken.delays)
+            publishers = {}
+            for way, mode in WAYS.items():
+                publishers[way] = WorkflowPublisher(self._server.url, mode=mode)
+                await stack.enter_async_context(publishers[way])
+                await self._ask(
+                    "watch", "pubsub" if mode is Mode.PUBSUB else "streams", _prefix(way, workflows), workflows
+                )
+                for each in workflow_ids(_prefix(way, workflows), workflows):
+                    # Its connections, the server's script cache, each stream's first node.
+                    await publishers[way].publish(each, {"type": "warm up", "at": time.monotonic()})
+                await self._report(way, workflows, workflows)
+            gc.collect()
+            gc.freeze()
+            for turn in range(slices):
+                for way in list(WAYS)[:: 1 if turn % 2 == 0 else -1]:
+                    samples[_name(way, workflows)].append(await self._slice(way, workflows, turn, publishers[way]))
+            gc.unfreeze()
+        await self._ask("leave")
+        return samples
+
+    async def _slice(self, way: str, workflows: int, turn: int, publisher: WorkflowPublisher) -> Sample:
+        mine, key = Histogram(), _name(way, workflows)
+        began, cpu, theirs = time.monotonic(), cpu_seconds(os.getpid()), self._cpu
+        count = await self._publish(publisher, workflow_ids(_prefix(way, workflows), workflows), turn, mine)
+        seconds, cpu = time.monotonic() - began, cpu_seconds(os.getpid()) - cpu
+        delivered = await self._report(way, workflows, count)
+        self.published.setdefault(key, Histogram()).merge(mine)
+        self.delivered.setdefault(key, Histogram()).merge(delivered)
         return {
             "publish_p50_ms": mine.percentile(50),
-            "publish_p99_ms": mine.percentile(99),
-            "delivery_p50_ms": taken.delays.percentile(50),
-            "delivery_p99_ms": taken.delays.percentile(99),
+            "delivery_p50_ms": delivered.percentile(50),
+            "publisher_core": cpu / seconds * 100,
+            "viewers_core": (self._cpu - theirs) / seconds * 100,
         }
 
-    async def _publish(self, publisher: WorkflowPublisher, ids: list[str], count: int, delays: Histogram) -> None:
-        """At a fixed rate, whatever the last one takes; of one workflow one after the other."""
-        turns = [asyncio.Lock() for _ in ids]
+    async def _publish(self, publisher: WorkflowPublisher, ids: list[str], turn: int, delays: Histogram) -> int:
+        """One message after the other at the rate, each awaited; of one workflow one at a time.
 
-        async def one(number: int) -> None:
-            async with turns[number % len(ids)]:
-                begun = time.perf_counter()
-                await publisher.publish_node_output(ids[number % len(ids)], "node", OUTPUT, at=begun)
-                delays.add(time.perf_counter() - begun)
-
+        What this loop was late with leaves at twice the rate at most: a burst would measure how long its last message
+        waited for the others.
+        """
+        rate: int = self._options.rate
+        count = max(1, round(rate * SLICE_SECONDS))
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        order = {each: asyncio.Lock() for each in ids}
+
+        async def one(workflow: str) -> None:
+            async with order[workflow]:
+                begun = time.monotonic()
+                await publisher.publish_node_output(workflow, "node", OUTPUT, at=begun)
+                delays.add(time.monotonic() - begun)
+
+        due = last = loop.time()
         async with asyncio.TaskGroup() as group:
-            for number in range(count):
-                due += 1 / self._options.rate
-                if (wait := due - loop.time()) > 0:
-                    await asyncio.sleep(wait)
-                group.create_task(one(number))
+            for place in range(turn * count, turn * count + count):
+                due += 1 / rate
+                while (wait := max(due, last + 0.5 / rate) - loop.time()) > 0:
+                    await asyncio.sleep(max(wait, TIMER_SECONDS))  # less would be a loop that never sleeps
+                last = loop.time()
+                self.late.add(last - due)
+                group.create_task(one(ids[place % len(ids)]))
+        return count
+
+    async def _report(self, way: str, workflows: int, count: int) -> Histogram:
+        report = json.loads(await self._ask("report", _prefix(way, workflows), count))
+        self._cpu = report["cpu"]
+        delivered = Histogram(report["buckets"])
+        self.lost += count - delivered.count
+        return delivered
+
+    async def _ask(self, *words: object) -> str:
+        self._viewers.tell(" ".join(map(str, words)))
+        answer: str = await self._viewers.line(60)
+        return answer
 
 
-async def _until_all(taken: _Taken, count: int) -> None:
-    for _ in range(500):
-        if taken.delays.count >= count:
-            return
-        await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def _on_channels(url: str, ids: list[str], taken: _Taken) -> AsyncIterator[None]:
-    channels = Channels(url)
-    listener = Listener(
-        channels, prefix="tailrace:", on_message=lambda _, message: taken.take(message), on_link=lambda _: None
-    )
-    task = asyncio.create_task(listener.run())
-    try:
-        for each in ids:
-            await listener.subscribe(f"workflow:{each}")
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await channels.aclose()
-
-
-@asynccontextmanager
-async def _on_streams(url: str, ids: list[str], taken: _Taken) -> AsyncIterator[None]:
-    log = RedisLog.connect(url)
-    hub = Hub(log, Kinds())
-    running = asyncio.create_task(hub.run())
-    try:
-        await hub.wait_running()
-        subscription = await hub.open({stream_of(each): Special.NOW for each in ids}, taken, stays_open=True)
-        feeding = asyncio.create_task(subscription.run())
-        yield
-        feeding.cancel()
-        await asyncio.gather(feeding, return_exceptions=True)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await log.aclose()
+def _prefix(way: str, workflows: int) -> str:
+    return f"{WAYS[way]}-{workflows}"
 
 
 async def _memory(server: Server, streams: int) -> tuple[str, int, int]:
@@ -225,15 +217,16 @@ def _report(
     for count in WORKFLOWS:
         for way in WAYS:
             name = _name(way, count)
-            for key, words in (("publish", "published"), ("delivery", "delivered")):
+            for words, found in (("published", bench.published[name]), ("delivered", bench.delivered[name])):
                 measures += [
-                    Measure(f"{name}: {words}, p50", median(samples[name], f"{key}_p50_ms"), "ms"),
-                    Measure(f"{name}: {words}, p99", median(samples[name], f"{key}_p99_ms"), "ms"),
+                    Measure(f"{name}: {words}, p50", found.percentile(50), "ms"),
+                    Measure(f"{name}: {words}, p99", found.percentile(99), "ms"),
                 ]
         streams, pubsub = _name("streams", count), _name("Pub/Sub", count)
         for key, words in (("publish", "publishing"), ("delivery", "delivery")):
             value = ratio(samples, streams, pubsub, f"{key}_p50_ms")
-            measures.append(Measure(f"{count} workflows: streams / Pub/Sub, {words} p50", value, "x", at_most=1.3))
+            title = f"{count} workflows: streams / Pub/Sub, {words} p50"
+            measures.append(Measure(title, value, "x", at_most=1.3, why=WHY))
     for name, used, predicted in memory:
         measures += [
             Measure(f"memory of {MEMORY_EVENTS} events in {name}", used / 1_048_576, "MiB"),
@@ -241,7 +234,12 @@ def _report(
             Measure(f"measured / predicted, {name}", used / predicted, "x", at_most=1.25),
         ]
     measures.append(Measure("messages lost", bench.lost, at_most=0))
-    setting = {"rate": f"{options.rate}/s", "seconds": options.seconds, "rounds": options.rounds, "bytes": len(OUTPUT)}
+    setting = {
+        "rate": f"{options.rate}/s",
+        "seconds": options.seconds,
+        "a turn": f"{SLICE_SECONDS} s",
+        "bytes": len(OUTPUT),
+    }
     report = Report("migrate", "Pub/Sub against streams, for a workflow's messages", setting, measures)
     report.rounds = samples
     report.histograms = {
@@ -249,8 +247,13 @@ def _report(
         **{f"delivered, {name}": one for name, one in bench.delivered.items() if "dual" not in name},
     }
     report.notes = [
-        "A stream's publish is stored, counted and fenced before it is acknowledged; Pub/Sub's is only sent."
+        "A stream's publish is stored, counted and fenced before it is acknowledged; Pub/Sub's is only sent.",
+        f"Messages were begun {number(bench.late.percentile(50))} ms late, p99 {number(bench.late.percentile(99))} ms.",
+        "Timers have a millisecond; much more says that the machine was busy.",
     ]
+    for name, taken in samples.items():
+        mine, theirs = (number(median(taken, f"{who}_core")) for who in ("publisher", "viewers"))
+        report.notes.append(f"{name}: {mine} % of a core for publishing, {theirs} % for viewing.")
     return report
 
 

@@ -59,7 +59,7 @@ async def test_publish_measures_the_log_and_http() -> None:
 
 @pytest.mark.slow
 async def test_migrate_compares_both_ways_and_keeps_a_report_with_pictures(tmp_path: Path) -> None:
-    said = await run_bench("migrate", "--seconds", "0.2", "--rounds", "1", "--report", str(tmp_path))
+    said = await run_bench("migrate", "--seconds", "0.4", "--report", str(tmp_path))
 
     [lost] = [line for line in said.splitlines() if "messages lost" in line]
     assert lost.split()[-1] == "met"
