@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class RedisSentinel:
     Args:
         binary: path of the server program.
         config: more settings of the two data servers.
+        limited: the version whose minimal rights everybody gets there who does not log in; see `RedisServer`.
     """
 
     SERVICE = "tailrace"
@@ -121,13 +122,15 @@ class RedisSentinel:
         *("ELECTION-TIMEOUT", 1_000, "MIN-LINK-RECONNECT-PERIOD", 100),
     )
 
-    def __init__(self, binary: str, config: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, binary: str, config: dict[str, str] | None = None, *, limited: tuple[int, int] | None = None
+    ) -> None:
         first, second = find_port(), find_port()
         quick = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0", "repl-ping-replica-period": "1"}
         quick |= config or {}
         self.servers = [
-            RedisServer(binary, quick, port=first),
-            RedisServer(binary, quick | {"replicaof": f"{LOOPBACK} {first}"}, port=second),
+            RedisServer(binary, quick, port=first, limited=limited),
+            RedisServer(binary, quick | {"replicaof": f"{LOOPBACK} {first}"}, port=second, limited=limited),
         ]
         watch = {
             "sentinel": [
@@ -136,6 +139,9 @@ class RedisSentinel:
                 f"failover-timeout {self.SERVICE} 2000",
             ]
         }
+        if limited is not None:
+            name, password = RedisServer.ADMIN
+            watch["sentinel"] += [f"auth-user {self.SERVICE} {name}", f"auth-pass {self.SERVICE} {password}"]
         self.sentinels = [RedisServer(binary, watch, port=find_port(), mode="sentinel") for _ in range(3)]
         hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
         self.url = f"redis+sentinel://{hosts}/{self.SERVICE}/0"
@@ -238,9 +244,17 @@ class RedisCluster:
         binary: path of the server program.
         config: more settings of every node.
         replicas: whether each master gets a replica.
+        limited: the version whose minimal rights everybody gets who does not log in; see `RedisServer`.
     """
 
-    def __init__(self, binary: str, config: dict[str, str] | None = None, *, replicas: bool = False) -> None:
+    def __init__(
+        self,
+        binary: str,
+        config: dict[str, str] | None = None,
+        *,
+        replicas: bool = False,
+        limited: tuple[int, int] | None = None,
+    ) -> None:
         self.nodes = []
         for _ in range(6 if replicas else 3):
             settings = {
@@ -252,7 +266,7 @@ class RedisCluster:
                 "repl-diskless-sync-delay": "0",
                 **(config or {}),
             }
-            self.nodes.append(RedisServer(binary, settings, port=find_port()))
+            self.nodes.append(RedisServer(binary, settings, port=find_port(), limited=limited))
         self.url = "redis+cluster://" + ",".join(f"{LOOPBACK}:{node.port}" for node in self.nodes)
         self._ids: dict[str, RedisServer] = {}
 
@@ -360,7 +374,8 @@ class RedisCluster:
         if source is to:
             return
         while keys := source.cli_sync("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            _ok(source.cli_sync("MIGRATE", LOOPBACK, to.port, "", 0, 5_000, "KEYS", *keys))
+            login = ("AUTH2", *to.credentials) if to.credentials else ()
+            _ok(source.cli_sync("MIGRATE", LOOPBACK, to.port, "", 0, 5_000, *login, "KEYS", *keys))
         name = self._name_of(to)
         for node in dict.fromkeys((to, source, *self._masters())):
             _ok(node.cli_sync("CLUSTER", "SETSLOT", slot, "NODE", name))
@@ -403,22 +418,29 @@ def redis_tls_acl() -> Iterator[TlsServer]:
         server.remove_sync()
 
 
+def _expect_nothing_denied(servers: Sequence[RedisServer]) -> None:
+    denied = [each for server in servers for each in server.denied_sync()]
+    assert denied == [], "the minimal rights are not enough"
+
+
 @pytest.fixture(scope="session")
 def _sentinel() -> Iterator[RedisSentinel]:
-    made = RedisSentinel(need_redis70())
+    made = RedisSentinel(need_redis70(), limited=(7, 0))
     try:
         made.start_sync()
         yield made
+        _expect_nothing_denied(made.servers)
     finally:
         made.remove_sync()
 
 
 @pytest.fixture(scope="session")
 def _cluster() -> Iterator[RedisCluster]:
-    made = RedisCluster(need_redis70())
+    made = RedisCluster(need_redis70(), limited=(7, 0))
     try:
         made.start_sync()
         yield made
+        _expect_nothing_denied(made.nodes)
     finally:
         made.remove_sync()
 
