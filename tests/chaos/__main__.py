@@ -12,7 +12,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TextIO
 
-from tests.chaos.arena import Arena, Load, Result, arena
+from tests.chaos.arena import Arena, Result, arena
+from tests.chaos.load import Load
 from tests.chaos.nemesis import FAULTS, Step, plan
 from tests.chaos.report import Goal, as_markdown, dump, total
 from tests.chaos.topologies import TWO_MASTERS, ClusterArena, SentinelArena, cluster_arena, sentinel_arena

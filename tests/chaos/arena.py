@@ -5,57 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
-from tests.chaos.judge import Board, Entry, Truth, Violation, Walk, judge, parse_id, value_of
+from tests.chaos.footprint import expect_nothing_left, settled
+from tests.chaos.judge import Board, Truth, Violation, Walk, judge
 from tests.chaos.links import Edge, Link, Network
-from tests.chaos.losses import REBORN_STREAM, TRIMMED_STREAM
+from tests.chaos.load import PREFIX, SECRET_STREAM, Load, key_of
 from tests.chaos.nemesis import FAULTS, MILD, Step
-from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
-from tests.chaos.wire import http_client
-from tests.chaos.writers import LENGTHS, HttpWriter, KilledWriter, LogWriter, Writer, kinds_toml
+from tests.chaos.people import Intruder, invite
+from tests.chaos.readers import Reader
+from tests.chaos.truth import read_truth
+from tests.chaos.writers import KilledWriter, Writer, kinds_toml
 from tests.e2e.harness import Gateway, token
 from tests.support.need import need_redis70
-from tests.support.proxy import Proxy
 from tests.support.redis_servers import RedisServer, find_port
 from tests.support.wait import eventually
 
-__all__ = [
-    "LOSSY",
-    "PREFIX",
-    "STREAMS",
-    "TRANSPORTS",
-    "Arena",
-    "Load",
-    "Result",
-    "arena",
-    "metric",
-    "opened",
-    "read_truth",
-]
+__all__ = ["Arena", "Result", "arena", "opened"]
 
-PREFIX = "chaos:"
-STREAMS = ("run:a", "run:b", "run:c")
-LOSSY = (TRIMMED_STREAM, REBORN_STREAM)
-"""They lose records by design; the judge holds what was lost against what was told."""
-SECRET_STREAM = "run:secret"
-TRANSPORTS = ("sse", "sse-many", "ws", "ws-many", "poll", "poll-many", "client-http", "client-redis")
 MAX_LATE_SECONDS = 3.0
 """This process itself may be late before the publishers slow down: its calls have deadlines too."""
 MAX_BEHIND = 20_000
 """Records that a reader may be behind before the publishers wait for it."""
-SLACK = {"task": 8, "desc": 8, "conn": 6, "tail": 0}
-"""By how a part's name begins: connections to Redis are made when they are needed, and stay."""
-SETTLED_SECONDS = 3.0
 PATIENCE = 300.0
 """How long anything may take that must come about at last; a loaded machine is no defect."""
 
@@ -74,38 +51,6 @@ class Result:
     def kinds(self) -> set[str]:
         """The kinds of violations."""
         return {violation.kind for violation in self.violations}
-
-
-@dataclass(frozen=True)
-class Load:
-    """How much is going on.
-
-    Attributes:
-        streams: where publishers and readers meet.
-        lossy: those of them that lose records by design.
-        sets: how many readers of every transport.
-        more: how many more on the transports that are cheap to read.
-        pause: seconds between two calls of a publisher, on average.
-        batch: events in a call straight on Redis; over HTTP a fifth of it and a fifth as often, so that the last 1 024
-            uids of a stream reach further back than the longest fault.
-        rest: seconds between two long-polls of a reader.
-        cuts: seconds between two lost connections, at least and at most.
-        killed: whether publisher processes are killed.
-        workers: how many processes each gateway has.
-        lengths: what is kept, by kind of stream.
-    """
-
-    streams: tuple[str, ...] = STREAMS
-    lossy: tuple[str, ...] = LOSSY
-    sets: int = 2
-    more: int = 0
-    pause: float = 0.12
-    batch: int = 1
-    rest: float = 0.1
-    cuts: tuple[float, float] = (0.1, 0.5)
-    killed: bool = True
-    workers: tuple[int, int] = (1, 2)
-    lengths: Mapping[str, int] = field(default_factory=lambda: LENGTHS)
 
 
 class Arena:
@@ -152,15 +97,14 @@ class Arena:
         self.killed: list[KilledWriter] = []
         self.readers: list[Reader] = []
         self.steps: list[str] = []
-        self._named = named
+        self.named = named
         self._next = 0
         self._cutting = True
 
     @staticmethod
     def key(stream: str) -> str:
         """What a stream's Redis keys begin with."""
-        kind, _, name = stream.partition(":")
-        return f"{PREFIX}{kind}:{{{name}}}"
+        return key_of(stream)
 
     @property
     def streams(self) -> list[str]:
@@ -177,7 +121,7 @@ class Arena:
     def edge_url(self) -> str:
         """The same for publishers, whose answers may be lost."""
         self._next += 1
-        return _http(self.edges[self._next % len(self.edges)])
+        return self.edges[self._next % len(self.edges)].http_url
 
     async def open_servers(self) -> list[str]:
         """Start Redis and the ways to it: the URL of `app`, and one for each gateway."""
@@ -216,73 +160,6 @@ class Arena:
             await gateway.start(ready=False)
         for gateway in self.gateways:
             await self.wait_ready(gateway)
-
-    def people(self) -> None:
-        """Make the writers and readers."""
-        bearer, app, streams = self.bearer, self.app, self.load.streams
-        for index, stream in enumerate(streams):
-            others = [stream, streams[(index + 1) % len(streams)]]
-            self._write(index, others, app, bearer)
-        for index, stream in enumerate(set(self.load.lossy) - set(streams), len(streams)):
-            self._write(index, [stream], app, bearer)
-        self.writers.append(HttpWriter(self.board, "secret", [SECRET_STREAM], url=self.edge_url, token=bearer))
-        urls = ",".join(map(_http, self.edges))
-        if self.load.killed:
-            self.killed = [
-                KilledWriter(self.board, "dying-http", "run:a", target=("http", bearer, urls), repeats=True),
-                KilledWriter(self.board, "dying-log", "run:b", target=("log", PREFIX, app), repeats=False),
-            ]
-        self.writers += self.killed
-        for writer in self.writers:
-            seldom = 5 if self.load.batch > 1 and not isinstance(writer, LogWriter) else 1
-            writer.pause = writer.usual_pause = self.load.pause * seldom
-        for index in range(self.load.sets):
-            self._readers(f"{index}", streams[index % len(streams) :][:1], streams[: 2 + index % 2], app)
-        for index in range(self.load.sets, self.load.sets + self.load.more):
-            self._reader(SourceReader, "sse", streams[index % len(streams) :][:1], f"{index}")
-            self._reader(SourceReader, "sse-many", streams, f"{index}")
-            if index % 4 == 0:
-                self._reader(PollReader, "poll-many", streams, f"{index}")
-        for stream in set(self.load.lossy) - set(streams):
-            self._readers(f"-{stream}", [stream], [stream, streams[0]], app)
-        self._intruders()
-        for reader in self.readers:
-            if isinstance(reader, PollReader):
-                reader.rest = self.load.rest
-
-    def _write(self, index: int, streams: list[str], app: str, bearer: str) -> None:
-        http = HttpWriter(self.board, f"http{index}", streams, url=self.edge_url, token=bearer, named=self._named)
-        log = LogWriter(self.board, f"log{index}", streams, url=app, key_prefix=PREFIX, lengths=self.load.lengths)
-        http.batch = http.usual_batch = max(1, self.load.batch // 5)
-        log.batch = log.usual_batch = self.load.batch
-        self.writers += [http, log]
-
-    def _readers(self, suffix: str, one: Sequence[str], many: Sequence[str], app: str) -> None:
-        self._reader(SourceReader, "sse", one, suffix)
-        self._reader(SourceReader, "sse-many", many, suffix)
-        self._reader(SocketReader, "ws", one, suffix)
-        self._reader(_commands, "ws-many", many, suffix)
-        self._reader(PollReader, "poll", one, suffix)
-        self._reader(PollReader, "poll-many", many, suffix)
-        self._reader(ClientReader, "client-http", many, suffix)
-        walk = Walk(self.board, f"client-redis{suffix}", "client-redis", many)
-        self.readers.append(ClientReader(lambda: app, walk, "", key_prefix=PREFIX, ends=self.load.lossy))
-
-    def _reader(self, make: Callable[..., Reader], transport: str, streams: Sequence[str], suffix: str) -> None:
-        name = f"{transport}{suffix}"
-        walk = Walk(self.board, name, transport, streams)
-        self.readers.append(
-            make(self.url, walk, token(name.replace(":", "-"), read=list(streams)), ends=self.load.lossy)
-        )
-
-    def _intruders(self) -> None:
-        """They ask for more than they may read."""
-        stream = self.load.streams[0]
-        for transport, make in (("sse-many", SourceReader), ("ws-many", _commands), ("poll-many", PollReader)):
-            intruder = _Intruder(self.board, f"intruder-{transport}", transport, (stream,))
-            reader = make(self.url, intruder, token(intruder.name, read=[stream]), asked=(stream, SECRET_STREAM))
-            reader.stays = False
-            self.readers.append(reader)
 
     async def end_gateway(self, gateway: Gateway) -> None:
         """SIGTERM, and hold what does not go well against it."""
@@ -371,52 +248,15 @@ class Arena:
             for writer in self.writers:
                 writer.held = behind > MAX_BEHIND or late > MAX_LATE_SECONDS
 
-    async def footprint(self) -> dict[str, int]:
-        """What everybody holds: descriptors, connections, tasks."""
-        found = {"tasks of the clients": len(asyncio.all_tasks())}
-        for gateway in self.gateways:
-            process = psutil.Process(gateway.pid)
-            held = sum(each.num_fds() for each in (process, *process.children()))
-            found[f"descriptors of {gateway.url}"] = held
-        found["connections to Redis"] = int((await self.redis.info("clients"))["connected_clients"])
-        async with http_client() as client:
-            text = (await client.get(f"{self.gateways[0].url}/metrics")).text
-        # The probe reads too.
-        for name in ("tailrace_connections", "tailrace_subscriptions"):
-            found[name] = int(metric(text, name))
-        return found
-
-    async def settled(self) -> dict[str, int]:
-        """The same, once it has not grown for a while: features connect a moment after their gateway is ready."""
-        most, since = await self.footprint(), time.monotonic()
-        while time.monotonic() - since < SETTLED_SECONDS:
-            await asyncio.sleep(0.2)
-            now = await self.footprint()
-            if any(now[name] > most[name] for name in now):
-                most, since = {name: max(most[name], now[name]) for name in now}, time.monotonic()
-        return most
-
     async def expect_nothing_left(self, before: dict[str, int]) -> None:
         """When all clients are gone, everything they took is given back."""
-
-        async def given_back() -> bool:
-            now = await self.footprint()
-            left = {
-                name: (before[name], number) for name, number in now.items() if number > before[name] + SLACK[name[:4]]
-            }
-            assert not left, left
-            return True
-
-        try:
-            await eventually(given_back, PATIENCE, every=0.2)
-        except AssertionError as error:
-            self.board.complain("left over", "everybody", "", str(error))
+        await expect_nothing_left(self, before, patience=PATIENCE)
 
     async def run(self, seed: int, steps: AsyncIterator[Step]) -> Result:
         """The whole run: load, faults, the drain, the judgement."""
         began = time.monotonic()
-        before = await self.settled()
-        self.people()
+        before = await settled(self)
+        invite(self)
         async with contextlib.AsyncExitStack() as stack:
             reading = _tasks(stack, [*(reader.run() for reader in self.readers), self.disconnect(seed), self.pace()])
             writing = _tasks(stack, [writer.run() for writer in self.writers])
@@ -432,7 +272,7 @@ class Arena:
             for line in gateway.complaints():
                 self.board.complain("log", gateway.url, "", line)
         walks = [reader.walk for reader in self.readers]
-        honest = [walk for walk in walks if not isinstance(walk, _Intruder)]
+        honest = [walk for walk in walks if not isinstance(walk, Intruder)]
         found = judge(self.board, truth, honest, lossy=self.load.lossy)
         return Result(self.board, truth, walks, found, self.steps, time.monotonic() - began)
 
@@ -471,24 +311,7 @@ class Arena:
         self.network.close()
 
 
-class _Intruder(Walk):
-    """Who is given something else than its own stream is told apart; how far it gets does not matter."""
-
-
 AnArena = TypeVar("AnArena", bound=Arena)
-
-
-def metric(text: str, name: str) -> float:
-    """A metric, over all of its labels."""
-    return sum(float(found) for found in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE))
-
-
-def _http(proxy: Proxy) -> str:
-    return proxy.url.replace("redis://", "http://")
-
-
-def _commands(*args: object, **options: object) -> SocketReader:
-    return SocketReader(*args, commands=True, **options)  # type: ignore[arg-type]
 
 
 def _tasks(
@@ -510,23 +333,6 @@ def _raise_defects(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         if task.done() and not task.cancelled():
             task.result()
-
-
-async def read_truth(redis: RedisServer, streams: Sequence[str]) -> Truth:
-    """What Redis itself holds."""
-    truth: dict[str, list[Entry]] = {}
-    for stream in streams:
-        entries, at = [], "-"
-        while page := await redis.cli("XRANGE", f"{Arena.key(stream)}:events", at, "+", "COUNT", "5000"):
-            entries += page
-            at = f"({page[-1][0]}"
-        truth[stream] = [_entry(id_, fields) for id_, fields in entries]
-    return truth
-
-
-def _entry(id_: str, fields: list[str]) -> Entry:
-    pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-    return Entry(parse_id(id_), parse_id(pairs["prev"]), value_of(pairs["data"].encode())[0])
 
 
 @asynccontextmanager

@@ -59,6 +59,7 @@ class Attempt:
     value: str
     outcome: Outcome = Outcome.OPEN
     id: EntryId | None = None
+    """Where it was said to be. Who emits is told that it is there, and not where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,18 +292,20 @@ def _judge_attempts(attempts: Sequence[Attempt], truth: Truth, lossy: Collection
             complain("aborted read", attempt.writer, attempt.stream, f"{attempt.value} was refused and is at {id_}")
         if attempt.outcome is not Outcome.ACKED:
             continue
-        assert attempt.id is not None
+        told = attempt.id or id_
         floor = truth[attempt.stream][0].id if truth.get(attempt.stream) else None
-        if id_ is None and attempt.stream in lossy and (floor is None or attempt.id < floor):
+        if id_ is None and told is not None and attempt.stream in lossy and (floor is None or told < floor):
             pass  # see ledger.py
         elif id_ is None:
-            complain("lost", attempt.writer, attempt.stream, f"{attempt.value} was acknowledged as {attempt.id}")
-        elif id_ != attempt.id:
-            complain("moved", attempt.writer, attempt.stream, f"{attempt.value}: told {attempt.id}, at {id_}")
+            complain("lost", attempt.writer, attempt.stream, f"{attempt.value} was acknowledged as {told}")
+        elif id_ != told:
+            complain("moved", attempt.writer, attempt.stream, f"{attempt.value}: told {told}, at {id_}")
+        if told is None:
+            continue
         lane = (attempt.writer, attempt.stream)
-        if attempt.id <= latest.get(lane, ZERO):
-            complain("writer's order", attempt.writer, attempt.stream, f"{attempt.id} is not after {latest[lane]}")
-        latest[lane] = attempt.id
+        if told <= latest.get(lane, ZERO):
+            complain("writer's order", attempt.writer, attempt.stream, f"{told} is not after {latest[lane]}")
+        latest[lane] = told
     for stream, values in where.items():
         for value, id_ in values.items():
             if (stream, value) not in known:

@@ -107,6 +107,11 @@ class Edge(_Far):
     SLICED = 6_000
     """So many bytes; then a connection is as others, or a run would do nothing else."""
 
+    @property
+    def http_url(self) -> str:
+        """Where it answers."""
+        return self.url.replace("redis://", "http://")
+
     async def _pass(self, source: asyncio.StreamReader, to: asyncio.StreamWriter, *, answers: bool) -> None:
         if answers and self.slices is not None:
             left, rng = self.SLICED, self.slices

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.arena import TRANSPORTS, Result
+from tests.chaos.arena import Result
 from tests.chaos.judge import Board
+from tests.chaos.load import TRANSPORTS
 from tests.chaos.losses import LOSING
 
 __all__ = ["Goal", "as_json", "as_markdown", "cells", "dump"]

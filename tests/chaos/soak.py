@@ -25,7 +25,9 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.arena import Arena, Load, Result, arena, metric
+from tests.chaos.arena import Arena, Result, arena
+from tests.chaos.footprint import metric
+from tests.chaos.load import Load
 from tests.chaos.nemesis import Step
 from tests.chaos.wire import http_client
 from tests.chaos.writers import LENGTHS

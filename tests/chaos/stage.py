@@ -15,9 +15,10 @@ from pydantic import SecretStr
 
 from tailrace.core.ids import EntryId
 from tailrace.eventlog.redis.log import RedisLog
-from tests.chaos.arena import PREFIX, read_truth
 from tests.chaos.judge import Attempt, Board, Outcome, Violation, Walk, judge
+from tests.chaos.load import PREFIX
 from tests.chaos.readers import ClientReader, PollReader, Reader, SocketReader, SourceReader
+from tests.chaos.truth import read_truth
 from tests.chaos.wire import LOST
 from tests.e2e.harness import SECRET, token
 from tests.support.gateways import gateway_on

@@ -18,9 +18,10 @@ from tailrace.core.event import Event, GapReason
 from tailrace.core.names import StreamName
 from tailrace.errors import LogRefused, LogUnavailable, OutcomeUnknown
 from tailrace.eventlog.redis.log import RedisLog
-from tests.chaos.arena import PREFIX, read_truth
 from tests.chaos.judge import Board, Outcome, Walk, judge
+from tests.chaos.load import PREFIX
 from tests.chaos.readers import ClientReader
+from tests.chaos.truth import read_truth
 from tests.support.disk import Disk
 from tests.support.need import need_redis70
 from tests.support.proxy import Proxy

@@ -175,6 +175,22 @@ def break_a_writers_order(run: History) -> None:
     run.attempts[3], run.attempts[4] = run.attempts[4], run.attempts[3]
 
 
+def _emitted(run: History) -> None:
+    """Nobody says where it is."""
+    for attempt in run.attempts:
+        attempt.id = None
+
+
+def lose_what_was_emitted(run: History) -> None:
+    _emitted(run)
+    lose_what_nobody_was_given(run)
+
+
+def break_an_emitters_order(run: History) -> None:
+    _emitted(run)
+    break_a_writers_order(run)
+
+
 def break_the_chain_of_the_log(run: History) -> None:
     run.truth[A][4] = replace(run.truth[A][4], prev=id_of(2))
 
@@ -205,6 +221,8 @@ SPOILED: list[tuple[Callable[[History], None], str]] = [
     (store_what_nobody_published, "invented"),
     (acknowledge_at_another_place, "moved"),
     (break_a_writers_order, "writer's order"),
+    (lose_what_was_emitted, "lost"),
+    (break_an_emitters_order, "writer's order"),
     (break_the_chain_of_the_log, "broken chain"),
 ]
 
@@ -219,6 +237,13 @@ def test_a_spoiled_history_is_found(spoil: Callable[[History], None], kind: str)
     spoil(run)
 
     assert kind in {violation.kind for violation in run.judge()}
+
+
+def test_a_good_history_of_somebody_who_was_told_no_ids_is_good() -> None:
+    run = History()
+    _emitted(run)
+
+    assert run.judge() == []
 
 
 def test_an_event_of_unknown_outcome_may_be_there_or_not() -> None:

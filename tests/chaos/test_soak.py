@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.chaos.arena import Load
+from tests.chaos.load import Load
 from tests.chaos.soak import BOUNDS, LOAD, growth
 
 TIMES = [15.0 * number for number in range(240)]

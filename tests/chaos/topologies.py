@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.arena import PREFIX, STREAMS, Arena, Load, Result, opened, read_truth
+from tests.chaos.arena import Arena, Result, opened
 from tests.chaos.judge import Outcome, Truth
+from tests.chaos.load import STREAMS, Load, key_of
 from tests.chaos.nemesis import FAULTS
+from tests.chaos.truth import read_truth
 from tests.support.need import need_redis70
 from tests.support.redis_topologies import RedisCluster, RedisSentinel
 from tests.support.wait import eventually
@@ -24,7 +26,6 @@ __all__ = [
     "ClusterArena",
     "SentinelArena",
     "cluster_arena",
-    "key_of",
     "lost_of",
     "sentinel_arena",
 ]
@@ -38,12 +39,6 @@ LOAD = Load(lossy=(), sets=1, pause=0.15, cuts=(0.3, 1.0), workers=(1, 1))
 """Less than elsewhere: there are more servers."""
 UNSYNCED = {"appendfsync": "no"}
 """A kill of a process loses nothing that was written; a slow disk holds nothing back."""
-
-
-def key_of(stream: str) -> str:
-    """The key of a stream's entries."""
-    kind, _, name = stream.partition(":")
-    return f"{PREFIX}{kind}:{{{name}}}:events"
 
 
 def lost_of(result: Result) -> list[int]:

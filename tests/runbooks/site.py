@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from tests.chaos.arena import PREFIX
+from tests.chaos.load import PREFIX
 from tests.chaos.stage import PATIENCE, Stage, serve, stage
 from tests.e2e.harness import Gateway
 from tests.support.need import need_binary
