@@ -88,6 +88,27 @@ async def test_a_log_that_forgets_is_seen_to_lose_and_every_reader_is_told(
     assert {gap.reason for gap in gaps} <= {GapReason.RESET, GapReason.AHEAD}
 
 
+async def flush_all(arena: Arena, rng: random.Random) -> None:
+    """Everything is deleted at once: streams, what is remembered of them, leases, revocations."""
+    await arena.redis.cli("FLUSHALL")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_every_reader_is_told_that_everything_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAULTS, "loss", ("alone", flush_all))
+    async with arena() as made:
+        result = await made.run(1, these("loss", "loss"))
+
+    assert "lost" in result.kinds()
+    assert result.kinds() <= ANNOUNCED, "\n".join(map(str, result.violations[:20]))
+    for reader in made.readers:
+        told = {stream for stream in reader.walk.positions for gap in reader.walk.gaps if gap.stream == stream}
+        assert not reader.stays or told == set(reader.walk.positions), reader.walk.name
+        # Who comes back while there is nothing yet is ahead of it.
+        assert {gap.reason for gap in reader.walk.gaps} <= {GapReason.RESET, GapReason.AHEAD}, reader.walk.gaps
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_redis_that_syncs_every_second_loses_nothing_or_every_reader_is_told() -> None:
