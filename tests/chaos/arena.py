@@ -151,6 +151,7 @@ class Arena:
             folder.mkdir()
             (folder / "tailrace.toml").write_text(kinds_toml(self.load.lengths))
             settings = {"redis_url": url, "stall_seconds": "2", "log_timeout_seconds": "2"}
+            settings["max_connections_per_user"] = "1000"  # counted, never reached: a killed gateway's run out later
             settings["workers"] = str(self.load.workers[index])
             self.gateways.append(Gateway(self.redis, PREFIX, folder, **settings))
         for gateway in self.gateways:

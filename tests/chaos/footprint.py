@@ -1,4 +1,4 @@
-"""What everybody in a run holds, before it and after it: descriptors, connections, tasks."""
+"""What everybody in a run holds, before it and after it: descriptors, connections, seats, tasks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from tests.chaos.load import PREFIX
 from tests.chaos.wire import http_client
 from tests.support.wait import eventually
 
@@ -28,7 +29,7 @@ def metric(text: str, name: str) -> float:
 
 
 async def footprint(arena: Arena) -> dict[str, int]:
-    """What everybody holds: descriptors, connections, tasks."""
+    """What everybody holds: descriptors, connections, seats, tasks."""
     found = {"tasks of the clients": len(asyncio.all_tasks())}
     for gateway in arena.gateways:
         process = psutil.Process(gateway.pid)
@@ -40,7 +41,16 @@ async def footprint(arena: Arena) -> dict[str, int]:
     # The probe reads too.
     for name in ("tailrace_connections", "tailrace_subscriptions"):
         found[name] = int(metric(text, name))
+    found["tailrace_seats"] = await _seats(arena)
     return found
+
+
+async def _seats(arena: Arena) -> int:
+    """How many connections are counted in Redis for their users (PROTOCOL.md §9.5); a killed gateway's run out."""
+    now, seats = time.time() * 1_000, 0
+    for key in await arena.redis.cli("KEYS", f"{PREFIX}seats:*"):
+        seats += sum(float(seat.rpartition("|")[2]) > now for seat in await arena.redis.cli("HVALS", key))
+    return seats
 
 
 async def settled(arena: Arena) -> dict[str, int]:
