@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tailrace.cli.leftovers import deliver_leftovers
+from tailrace.cli.target import HOME
+from tailrace.client.spool import Entry, SpoolFile
+from tailrace.core.codec import encode
+from tailrace.core.event import Event
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.events import EventStore
+from tailrace.features.runs.model import run_stream
 from tests.features.runs.api import SERVICE, Site, site
 from tests.support.commands import Result, clean_environment, run_command
 from tests.support.redis_servers import StartRedis
@@ -89,3 +95,30 @@ async def test_what_a_command_could_not_deliver_is_delivered_by_the_next_one_whi
         assert (await there.good("GET", "/runs/1"))["sealed"]
         assert await types(there) == ["run.started", "run.output", "run.exited", "run.completed"]
     await log.aclose()
+
+
+def leave(folder: Path, epoch: int) -> None:
+    """An event of the first run, in the folder."""
+    spool = SpoolFile.create(folder, "exec", HOME)
+    spool.put([Entry.of(run_stream("1"), Event("run.output", encode(1, max_bytes=10), "u"), epoch)])
+    spool.close()
+
+
+async def test_a_server_that_delivers_what_was_left_ends_the_streams_of_ended_runs(there: Site, tmp_path: Path) -> None:
+    await there.make("1")
+    epoch = await there.claim("1")
+    await there.good("POST", "/runs/1/complete", json={"epoch": epoch, "seal": False, "hold_seconds": 600})
+    await asyncio.to_thread(leave, tmp_path / "spool", epoch)
+
+    delivering = asyncio.create_task(deliver_leftovers(tmp_path / "spool", there.served.url, SERVICE))
+    try:
+
+        async def sealed() -> bool:
+            return bool((await there.good("GET", "/runs/1"))["sealed"])
+
+        await eventually(sealed, 60, every=0.1)
+    finally:
+        delivering.cancel()
+        await asyncio.gather(delivering, return_exceptions=True)
+
+    assert await types(there) == ["run.output", "run.completed"]

@@ -1,4 +1,4 @@
-"""Deliver what commands that were killed, or whose server was away, left in the spool folder."""
+"""Deliver what commands that were killed, or whose server was away, left in the spool folder, and end their runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 from tailrace.cli.target import HOME
 from tailrace.client.client import open_backend
 from tailrace.client.delivery import Delivery
+from tailrace.client.remote import RemoteLog
 from tailrace.client.spool import SpoolFile, orphans
+from tailrace.features.runs.recovering import seal_delivered
+from tailrace.features.runs.remote import HttpRuns
 
 __all__ = ["deliver_leftovers"]
 
@@ -24,7 +27,10 @@ async def deliver_leftovers(folder: Path, url: str, token: str) -> None:
     try:
         while True:
             for spool in await asyncio.to_thread(lambda: list(orphans(folder, HOME))):
+                left = await asyncio.to_thread(spool.places)
                 await _deliver(Delivery(backend, spool, threaded=True), spool)
+                if isinstance(backend, RemoteLog):
+                    await seal_delivered(HttpRuns("", None, remote=backend), left)
             await asyncio.sleep(EVERY_SECONDS)
     finally:
         await backend.aclose()
