@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,35 @@ class Work:
                 self.say(run.emit)
 
 
+class Audience:
+    """Viewers of every run."""
+
+    def __init__(self, served: Gateway, names: Iterable[str]) -> None:
+        self.of: dict[str, list[EventSource]] = {name: [] for name in names}
+        self._url = served.url
+        self._reading: list[asyncio.Task[None]] = []
+
+    def join(self) -> None:
+        """One more for each."""
+        for name, those in self.of.items():
+            those.append(EventSource(self._url, f"run:{name}", token=admin_token()))
+            self._reading.append(asyncio.create_task(those[-1].run()))
+
+    async def wait_given(self, more_than: Mapping[str, int]) -> None:
+        """Wait until the first one of each was given so much."""
+        await eventually(lambda: all(len(self.of[name][0].records) > more_than[name] for name in self.of), 90)
+
+    async def wait_end(self) -> None:
+        """Wait until all were told the end."""
+        async with deadline(90):
+            await asyncio.gather(*self._reading)
+
+    async def leave(self) -> None:
+        for task in self._reading:
+            task.cancel()
+        await asyncio.gather(*self._reading, return_exceptions=True)
+
+
 async def row(served: Gateway, run_id: str) -> Any:
     """A run as SQL has it."""
     headers = {"authorization": f"Bearer {admin_token()}"}
@@ -64,24 +93,25 @@ async def judge(redis: RedisServer, prefix: str, run_id: str, work: Work, viewer
         assert notes == list(range(len(work.taken)))
 
 
+async def end_early(served: Gateway, work: Work, working: asyncio.Task[None]) -> None:
+    """One ends while Redis is away: its status is told all the same, and its lease is over long before the end."""
+    work.over.set()
+    async with deadline(60):
+        await working
+    early = await row(served, "early")
+    assert (early["status"], early["sealed"]) == ("completed", False)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_redis_away_for_a_minute_harms_no_run_and_no_viewer(
     start_redis: StartRedis, key_prefix: str, tmp_path: Path
 ) -> None:
     works = {"task": Work(), "thread": Work(), "early": Work()}
-    viewers: dict[str, list[EventSource]] = {name: [] for name in works}
-    reading: list[asyncio.Task[None]] = []
     async with AsyncExitStack() as stack:
         redis = await start_redis({"appendfsync": "no"})
         served = await stack.enter_async_context(gateway(redis, key_prefix, tmp_path))
         runs = await stack.enter_async_context(Runs.connect(served.url, token=admin_token()))
-
-        def view() -> None:
-            for name, those in viewers.items():
-                those.append(EventSource(served.url, f"run:{name}", token=admin_token()))
-                reading.append(asyncio.create_task(those[-1].run()))
-
         working = {
             "task": asyncio.create_task(works["task"].in_a_task(runs, "task")),
             "early": asyncio.create_task(works["early"].in_a_task(runs, "early")),
@@ -89,36 +119,27 @@ async def test_redis_away_for_a_minute_harms_no_run_and_no_viewer(
         }
         for work in works.values():
             stack.callback(work.over.set)
-        try:
-            view()
-            await eventually(lambda: all(len(those[0].records) > 20 for those in viewers.values()), 60)
+        audience = Audience(served, works)
+        stack.push_async_callback(audience.leave)
+        audience.join()
+        await audience.wait_given(dict.fromkeys(works, 20))
 
-            redis.pause()
-            # One ends while Redis is away: its status is told all the same, and its lease is over long before the end.
-            works["early"].over.set()
-            async with deadline(60):
-                await working["early"]
-            early = await row(served, "early")
-            assert (early["status"], early["sealed"]) == ("completed", False)
-            view()
-            said = {name: len(work.taken) for name, work in works.items()}
-            await asyncio.sleep(AWAY_SECONDS)  # the fault itself
-            assert all(len(works[name].taken) > said[name] + 500 for name in ("task", "thread"))
-            assert [(await row(served, name))["status"] for name in ("task", "thread")] == ["running", "running"]
-            redis.resume()
-            await eventually(lambda: all(len(those[0].records) > said[name] for name, those in viewers.items()), 90)
+        redis.pause()
+        await end_early(served, works["early"], working["early"])
+        audience.join()
+        said = {name: len(work.taken) for name, work in works.items()}
+        await asyncio.sleep(AWAY_SECONDS)  # the fault itself
+        assert all(len(works[name].taken) > said[name] + 500 for name in ("task", "thread"))
+        assert [(await row(served, name))["status"] for name in ("task", "thread")] == ["running", "running"]
+        redis.resume()
+        await audience.wait_given(said)
 
-            for work in works.values():
-                work.over.set()
-            async with deadline(90):
-                await asyncio.gather(*working.values())
-                await asyncio.gather(*reading)
-        finally:
-            for task in reading:
-                task.cancel()
-            await asyncio.gather(*reading, return_exceptions=True)
-
+        for work in works.values():
+            work.over.set()
+        async with deadline(90):
+            await asyncio.gather(*working.values())
+        await audience.wait_end()
         for name, work in works.items():
-            await judge(redis, key_prefix, name, work, viewers[name])
+            await judge(redis, key_prefix, name, work, audience.of[name])
             ended = await row(served, name)
             assert (ended["status"], ended["sealed"]) == ("completed", True)
