@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +14,7 @@ import pytest
 
 from tailrace.features.runs.events import EventStore
 from tests.features.runs.api import SERVICE, Site, site
-from tests.support.commands import clean_environment, run_command, started
+from tests.support.commands import Command, clean_environment, run_command, started
 from tests.support.redis_servers import StartRedis
 from tests.support.wait import eventually
 
@@ -59,13 +61,25 @@ def endless():
 
 
 class Worker:
-    def __init__(self, there: Site, folder: Path, env: dict[str, str]) -> None:
+    def __init__(self, there: Site, folder: Path, env: dict[str, str], process: Command) -> None:
         self.there = there
         self.folder = folder
         self.env = env
+        self.process = process
 
     async def send(self, name: str, task_id: str, *arguments: object) -> None:
-        code = f"import jobs; jobs.{name}.apply_async({arguments!r}, task_id={task_id!r})"
+        await self._say(f"jobs.{name}.apply_async({arguments!r}, task_id={task_id!r})")
+
+    async def revoke(self, task_id: str) -> None:
+        """Celery's own way: the process that runs the task is ended."""
+        await self._say(f"jobs.app.control.revoke({task_id!r}, terminate=True)")
+
+    def kill(self) -> None:
+        """kill -9, of the worker and its processes."""
+        os.killpg(self.process.process.pid, signal.SIGKILL)
+
+    async def _say(self, statement: str) -> None:
+        code = f"import jobs; {statement}"
         result = await run_command("-c", code, cwd=self.folder, env=self.env, program=[sys.executable], seconds=60)
         assert result.code == 0, result.err
 
@@ -79,23 +93,32 @@ class Worker:
 
         return await eventually(there, 90, every=0.1)
 
+    async def sealed(self, run_id: str) -> Any:
+        """The run, when its stream has its end."""
+
+        async def there() -> Any:
+            run = (await self.there.ask("GET", f"/runs/{run_id}")).json()
+            return run if run["sealed"] else None
+
+        return await eventually(there, 90, every=0.1)
+
     async def events(self, run_id: str) -> list[tuple[str, Any]]:
         async with EventStore(self.there.served.url, token=SERVICE) as store:
             return [(event.type, event.data) for event in await store.get_events(run_id)]
 
 
 @asynccontextmanager
-async def worker(folder: Path, start_redis: StartRedis) -> AsyncIterator[Worker]:
+async def worker(folder: Path, start_redis: StartRedis, **settings: Any) -> AsyncIterator[Worker]:
     redis = await start_redis(limited=False)
     (folder / "jobs.py").write_text(JOBS)
-    async with site(folder / "gateway") as there:
+    async with site(folder / "gateway", **settings) as there:
         env = clean_environment(
             folder, TAILRACE_URL=there.served.url, TAILRACE_TOKEN=SERVICE, BROKER=f"redis+socket://{redis.socket}"
         )
         arguments = ["-m", "celery", "-A", "jobs", "worker", "--concurrency", "1", "--loglevel", "WARNING"]
         arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        async with started(*arguments, cwd=folder, env=env, program=[sys.executable]):
-            yield Worker(there, folder, env)
+        async with started(*arguments, cwd=folder, env=env, program=[sys.executable]) as process:
+            yield Worker(there, folder, env, process)
 
 
 @pytest.mark.slow
@@ -127,3 +150,27 @@ async def test_tasks_are_runs_that_end_as_they_do_and_a_cancel_reaches_them(
     assert second["status"] == "completed"
     assert ending == "run.cancelled"
     assert after["status"] == "completed"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_revoked_task_is_a_cancelled_run_and_those_of_a_killed_worker_are_lost(
+    tmp_path: Path, start_redis: StartRedis
+) -> None:
+    async with worker(tmp_path, start_redis, run_lease_seconds=4.0) as celery:
+        await celery.send("endless", "t1")
+        await celery.run("t1", "running")
+        await celery.revoke("t1")
+        revoked = await celery.sealed("t1")
+
+        # The worker goes on with a new process, until it is killed.
+        await celery.send("endless", "t2")
+        await celery.run("t2", "running")
+        celery.kill()
+        lost = await celery.sealed("t2")
+
+        endings = [(await celery.events(run_id))[-1][0] for run_id in ("t1", "t2")]
+
+    assert revoked["status"] == "cancelled"
+    assert lost["status"] == "lost"
+    assert endings == ["run.cancelled", "run.lost"]

@@ -21,6 +21,7 @@ from tailrace.errors import TailraceError
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.model import RunStatus
 from tailrace.features.runs.producing_sync import Interrupt, RunsSync
+from tailrace.features.runs.steps import RunCancelled
 
 __all__ = ["CeleryRuns", "instrument"]
 
@@ -83,7 +84,7 @@ class CeleryRuns:
         if running is not None:
             running.error = error
 
-    def _end(self, task_id: str, **_: Any) -> None:
+    def _end(self, task_id: str, state: str | None = None, **_: Any) -> None:
         with self._lock:
             running = self._running.pop(task_id, None)
         if running is None:
@@ -91,6 +92,9 @@ class CeleryRuns:
         if running.interrupt is not None:
             running.interrupt.disarm()
         CURRENT.reset(running.token)
+        if state is None and running.error is None:
+            # Neither done nor failed: the worker ends this process in the middle of the task.
+            running.error = RunCancelled("the task was revoked")
         try:
             self._runs.end(running.active, running.error)
         except TailraceError as error:
