@@ -31,6 +31,7 @@ WORKFLOWS = (1, 100, 500)
 OUTPUT = "x" * 120
 SLICE_SECONDS = 0.2
 TIMER_SECONDS = 0.001
+"""As precise as the loop's timers are."""
 WHY = (
     "an append is a script that numbers, stores, trims and announces: some tens of microseconds in Redis and some tens"
     " in the publisher, beside a PUBLISH, whose whole way is two wake-ups of processes"
@@ -162,15 +163,16 @@ class _Migration:
                 await publisher.publish_node_output(workflow, "node", OUTPUT, at=begun)
                 delays.add(time.monotonic() - begun)
 
-        due = last = loop.time()
+        start, sent, most = loop.time(), 0, max(1, round(2 * rate * TIMER_SECONDS))
         async with asyncio.TaskGroup() as group:
-            for place in range(turn * count, turn * count + count):
-                due += 1 / rate
-                while (wait := max(due, last + 0.5 / rate) - loop.time()) > 0:
-                    await asyncio.sleep(max(wait, TIMER_SECONDS))  # less would be a loop that never sleeps
-                last = loop.time()
-                self.late.add(last - due)
-                group.create_task(one(ids[place % len(ids)]))
+            while sent < count:
+                await asyncio.sleep(TIMER_SECONDS)
+                for _ in range(most):
+                    late = loop.time() - start - sent / rate
+                    if sent < count and late >= 0:
+                        self.late.add(late)
+                        group.create_task(one(ids[(turn * count + sent) % len(ids)]))
+                        sent += 1
         return count
 
     async def _report(self, way: str, workflows: int, count: int) -> Histogram:
