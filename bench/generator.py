@@ -1,7 +1,8 @@
 """A load generator in a process of its own: events at a fixed rate, each with the time at which it was due.
 
-`python -m bench.generator STREAMS EVENTS_A_CALL [PORT]`: through the log at BENCH_REDIS_URL, or as NDJSON to the
-gateway on PORT with BENCH_TOKEN. Each line `run RATE EVENTS` on its input is answered with one line of JSON.
+`python -m bench.generator FIRST STREAMS EVENTS_A_CALL [PORT]`: to so many streams from number FIRST on, through the log
+at BENCH_REDIS_URL, or as NDJSON to the gateway on PORT with BENCH_TOKEN. Each line `run RATE EVENTS` on its input is
+answered with one line of JSON.
 
 It is an open loop: a call that is slow delays no other, and every event carries the time it was due, not the time it
 was sent. So the delay that a reader sees holds all waiting, the generator's own included (no coordinated omission).
@@ -46,9 +47,9 @@ def stream_of(n: int) -> StreamName:
 class Generator:
     """Calls in flight, and what became of them."""
 
-    def __init__(self, send: Send, streams: int, events_a_call: int) -> None:
+    def __init__(self, send: Send, streams: range, events_a_call: int) -> None:
         self._send = send
-        self._streams = [stream_of(n) for n in range(streams)]
+        self._streams = [stream_of(n) for n in streams]
         self._each = events_a_call
 
     async def run(self, rate: float, count: int) -> dict[str, object]:
@@ -98,7 +99,7 @@ def _over_http(http: Connections) -> Send:
     return send
 
 
-async def _main(streams: int, events_a_call: int, port: int | None) -> None:
+async def _main(streams: range, events_a_call: int, port: int | None) -> None:
     async with AsyncExitStack() as stack:
         if port is None:
             send: Send = (await stack.enter_async_context(open_log(os.environ["BENCH_REDIS_URL"]))).append
@@ -113,4 +114,5 @@ async def _main(streams: int, events_a_call: int, port: int | None) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None))
+        first, streams, events_a_call, *port = map(int, sys.argv[1:])
+        runner.run(_main(range(first, first + streams), events_a_call, port[0] if port else None))

@@ -1,6 +1,6 @@
 """`load`: many SSE connections with a stream each, events at a fixed rate, everything on the same cores.
 
-The load generator, Redis, the gateway and the audience share the machine. Every event carries the time at which it was
+The load generators, Redis, the gateway and the audience share the machine. Every event carries the time at which it was
 due, so that what a client waited includes all waiting.
 """
 
@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from bench.generator import stream_of
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=2_000, help="SSE connections, with a stream each (%(default)s)")
     parser.add_argument("--rate", type=int, default=10_000, help="events a second, all streams together (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
+    parser.add_argument("--generators", type=int, default=2, help="processes that publish (%(default)s)")
     parser.add_argument("--ndjson-seconds", type=float, default=20.0, help="the same over HTTP; 0: none (%(default)g)")
     parser.add_argument("--lines", type=int, default=20, help="events of one NDJSON request (%(default)s)")
 
@@ -43,9 +44,10 @@ async def run(options: argparse.Namespace) -> Report:
     """
     started = time.monotonic()
     setting = {"clients": options.clients, "streams": options.clients, "events/s": options.rate}
+    setting["generators"] = options.generators
     report = Report("load", "Load: many connections with a stream each, load generator included", setting)
     async with open_stack() as served:
-        async with open_load(served, options.clients) as load:
+        async with open_load(served, options.clients, generators=options.generators) as load:
             say(f"load: {options.clients} clients, {options.rate} events/s for {options.seconds:g} s")
             _add(report, "", await load.run(options.rate, options.seconds), targets=True)
         if options.ndjson_seconds:
@@ -76,13 +78,15 @@ class Outcome:
 
 
 class Load:
-    """A generator and an audience on a running gateway."""
+    """Generators, with as many streams each, and an audience on a running gateway."""
 
-    def __init__(self, served: Stack, clients: int, lines: int, generator: Child, heard_by: Audience) -> None:
+    def __init__(
+        self, served: Stack, clients: int, lines: int, generators: Sequence[Child], heard_by: Audience
+    ) -> None:
         self._served = served
         self._clients = clients
         self._lines = lines
-        self._generator = generator
+        self._generators = generators
         self._audience = heard_by
 
     async def run(self, rate: float, seconds: float) -> Outcome:
@@ -94,35 +98,47 @@ class Load:
         pids = {"gateway": self._served.gateway.pid, "Redis": self._served.redis.pid, "audience": self._audience.pid}
         before, began = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
         self._audience.expect(each, longest)
-        self._generator.tell(f"run {rate} {count}")
-        said = json.loads(await self._generator.line(longest + GRACE_SECONDS))
+        several = len(self._generators)
+        for generator in self._generators:
+            generator.tell(f"run {rate / several} {count // several}")
+        said = [json.loads(await generator.line(longest + GRACE_SECONDS)) for generator in self._generators]
+        failed, acknowledged = sum(one["failed"] for one in said), Histogram()
+        for one in said:
+            acknowledged.merge(Histogram(one["buckets"]))
         heard = await self._audience.heard(longest + GRACE_SECONDS)
         elapsed = time.monotonic() - began
         busy = {name: (cpu_seconds(pid) - before[name]) / elapsed for name, pid in pids.items()}
         return Outcome(
             events=count,
             heard=heard,
-            failed=said["failed"],
-            lost=count - heard.events + heard.missing + heard.duplicate + heard.short + heard.closed + said["failed"],
-            acknowledged=Histogram(said["buckets"]),
-            late_ms=said["late_ms"],
-            cores={**busy, "generator": said["core"]},
+            failed=failed,
+            lost=count - heard.events + heard.missing + heard.duplicate + heard.short + heard.closed + failed,
+            acknowledged=acknowledged,
+            late_ms=max(one["late_ms"] for one in said),
+            cores={**busy, "generators": sum(one["core"] for one in said)},
             gateway_rss=rss_bytes(self._served.gateway.pid),
             load_average=os.getloadavg()[0],
         )
 
 
 @asynccontextmanager
-async def open_load(served: Stack, clients: int, *, lines: int = 0) -> AsyncIterator[Load]:
-    """Connect the audience and start a generator; with `lines`, it publishes over HTTP, so many events a request."""
-    argv = [sys.executable, "-m", "bench.generator", str(clients), str(lines or 1)]
+async def open_load(served: Stack, clients: int, *, lines: int = 0, generators: int = 1) -> AsyncIterator[Load]:
+    """Connect the audience and start generators; with `lines`, they publish over HTTP, so many events a request.
+
+    Raises:
+        ValueError: the streams cannot be shared out evenly.
+    """
+    streams, rest = divmod(clients, generators)
+    if rest:
+        raise ValueError(f"{clients} streams are not for {generators} generators")
+    tail = [str(streams), str(lines or 1), *([str(served.port)] if lines else [])]
     env = {"BENCH_REDIS_URL": served.redis_url, "BENCH_TOKEN": served.token}
     paths = [sse_path(stream_of(n)) for n in range(clients)]
-    async with (
-        child([*argv, str(served.port)] if lines else argv, env=env) as generator,
-        audience(served.port, clients, path=paths, token=served.token) as heard_by,
-    ):
-        load = Load(served, clients, lines or 1, generator, heard_by)
+    async with AsyncExitStack() as stack:
+        argvs = [[sys.executable, "-m", "bench.generator", str(n * streams), *tail] for n in range(generators)]
+        publishing = [await stack.enter_async_context(child(argv, env=env)) for argv in argvs]
+        heard_by = await stack.enter_async_context(audience(served.port, clients, path=paths, token=served.token))
+        load = Load(served, clients, lines or 1, publishing, heard_by)
         await load.run(clients, 1)  # every stream exists, every connection is warm
         yield load
 
@@ -138,7 +154,7 @@ def _add(report: Report, prefix: str, outcome: Outcome, *, targets: bool) -> Non
         Measure(f"{prefix}publish to client, max", delays.percentile(100), "ms"),
         Measure(f"{prefix}due to acknowledged, p99", outcome.acknowledged.percentile(99), "ms"),
         *(Measure(f"{prefix}{name}'s CPU", busy[name] * 100, "% of a core") for name in busy),
-        Measure(f"{prefix}generator late, at worst", outcome.late_ms, "ms"),
+        Measure(f"{prefix}a generator late, at worst", outcome.late_ms, "ms"),
         Measure(f"{prefix}gateway memory", outcome.gateway_rss / 2**20, "MiB"),
         Measure(f"{prefix}lost, repeated or late records", outcome.lost, at_most=0),
     ]

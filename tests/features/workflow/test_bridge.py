@@ -305,6 +305,7 @@ async def test_a_workflow_that_began_while_the_link_was_cut_begins_with_a_gap(
     async with bridging(redis70, key_prefix, url=url) as bridge:
         proxy.refuse = True
         proxy.reset_all()
+        await eventually(lambda: not bridge.hears, WAIT)
         await old.publish_to_channel("w1", {"n": 1})
         proxy.restore()
         await eventually(lambda: bridge.hears and bridge.leads, WAIT)
