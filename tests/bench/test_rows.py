@@ -13,7 +13,7 @@ from bench.stack import Heard
 from tests.bench.test_bench import run_bench
 from tests.support.need import absent
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,7 @@ class LivePage:
         """live, cut, degraded, …"""
         return str(await self.page.get_attribute("#state", "data-state"))
 
-    async def wait_state(self, name: str, seconds: float = 10.0) -> None:
+    async def wait_state(self, name: str, seconds: float = 30.0) -> None:
         """Wait until the page says so."""
 
         async def said() -> bool:
@@ -121,7 +121,7 @@ class LivePage:
         """Ids of the records that are shown."""
         return [row.id for row in await self.rows() if row.id]
 
-    async def wait_ids(self, ids: list[str], seconds: float = 15.0) -> None:
+    async def wait_ids(self, ids: list[str], seconds: float = 30.0) -> None:
         """Wait until exactly these records are shown, in this order, and the page's own check agrees."""
 
         async def shown() -> bool:

@@ -13,12 +13,12 @@ __all__ = ["deadline", "eventually", "eventually_sync"]
 T = TypeVar("T")
 
 
-def deadline(seconds: float = 5.0) -> asyncio.Timeout:
+def deadline(seconds: float = 15.0) -> asyncio.Timeout:
     """Fail what is inside `async with deadline():` with TimeoutError when it takes longer."""
     return asyncio.timeout(seconds)
 
 
-async def eventually(predicate: Callable[[], Any], timeout: float = 5.0, *, every: float = 0.01) -> Any:
+async def eventually(predicate: Callable[[], Any], timeout: float = 15.0, *, every: float = 0.01) -> Any:
     """Ask, by a function or a coroutine function, until the answer is true, and return it.
 
     An AssertionError inside the predicate counts as "not yet"; the last one is shown when time is up.
@@ -39,7 +39,7 @@ async def eventually(predicate: Callable[[], Any], timeout: float = 5.0, *, ever
         await asyncio.sleep(every)
 
 
-def eventually_sync(predicate: Callable[[], T], timeout: float = 5.0, *, every: float = 0.01) -> T:
+def eventually_sync(predicate: Callable[[], T], timeout: float = 15.0, *, every: float = 0.01) -> T:
     """`eventually` without an event loop."""
     end = time.monotonic() + timeout
     while not (value := predicate()):
