@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode as StandardCode
@@ -55,6 +56,11 @@ class WsOffer:
     def abort(self) -> None:
         """Close the connection at once, with what is unsent."""
         self._protocol.transport.abort()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection is closing or closed."""
+        return self._protocol.transport.is_closing()
 
     def saw(self, message: Any) -> None:
         """A message as it leaves the outermost application."""
@@ -199,6 +205,9 @@ def _offering(app: Any, offer: WsOffer) -> Any:
         async def watch(message: Any) -> None:
             offer.saw(message)
             await send(message)
+            if message["type"] == "websocket.accept" and offer.gone:
+                # uvicorn accepts nothing then, says nothing, and takes the next message for a defect.
+                raise ClientDisconnected
 
         scope["extensions"][EXTENSION] = offer
         await app(scope, receive, watch)
