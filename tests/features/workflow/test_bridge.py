@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from tailrace.core.event import SKIPPED
 from tailrace.errors import ConfigError
-from tailrace.features.workflow.bridge import SKIPPED, Bridge
+from tailrace.features.workflow.bridge import Bridge
 from tailrace.features.workflow.publisher import WorkflowPublisher
 from tests.features.workflow.conftest import MakePublisher
 from tests.support.commands import clean_environment, started
-from tests.support.proxy import StartProxy
+from tests.support.proxy import Proxy, StartProxy
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
@@ -253,12 +254,17 @@ def assert_gaps_are_told(found: list[dict[str, Any]], reasons: set[str]) -> int:
     return missing
 
 
+async def breakable(server: RedisServer, start_proxy: StartProxy) -> tuple[Proxy, str]:
+    """A link that can be cut, and the URL that leads over it."""
+    proxy = await start_proxy(str(server.socket))
+    return proxy, f"unix://{':'.join(server.ADMIN)}@{proxy.path}"
+
+
 async def test_a_cut_link_is_a_gap_at_its_place_in_every_stream_and_nothing_is_stored_twice(
     make: MakePublisher, redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
 ) -> None:
     old = make()
-    proxy = await start_proxy(str(redis70.socket))
-    url = f"unix://{':'.join(redis70.ADMIN)}@{proxy.path}"
+    proxy, url = await breakable(redis70, start_proxy)
     async with bridging(redis70, key_prefix, url=url) as bridge:
         async with producing(old, "w1", "w2") as producer:
             for _ in range(3):
@@ -300,8 +306,7 @@ async def test_a_workflow_that_began_while_the_link_was_cut_begins_with_a_gap(
     make: MakePublisher, redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
 ) -> None:
     old = make()
-    proxy = await start_proxy(str(redis70.socket))
-    url = f"unix://{':'.join(redis70.ADMIN)}@{proxy.path}"
+    proxy, url = await breakable(redis70, start_proxy)
     async with bridging(redis70, key_prefix, url=url) as bridge:
         proxy.refuse = True
         proxy.reset_all()
@@ -320,8 +325,7 @@ async def test_of_two_whose_links_are_cut_in_turns_each_gap_is_told_and_no_messa
     make: MakePublisher, redis70: RedisServer, key_prefix: str, start_proxy: StartProxy
 ) -> None:
     old = make()
-    proxies = [await start_proxy(str(redis70.socket)) for _ in range(2)]
-    first, second = (f"unix://{':'.join(redis70.ADMIN)}@{proxy.path}" for proxy in proxies)
+    (near, first), (far, second) = [await breakable(redis70, start_proxy) for _ in range(2)]
     async with (
         bridging(redis70, key_prefix, leads=False, url=first, lease_seconds=2.0) as one,
         bridging(redis70, key_prefix, leads=False, url=second, lease_seconds=2.0) as two,
@@ -329,7 +333,7 @@ async def test_of_two_whose_links_are_cut_in_turns_each_gap_is_told_and_no_messa
         await eventually(lambda: one.leads or two.leads, WAIT)
         async with producing(old, "w1") as producer:
             for _ in range(2):
-                proxy, other = (proxies[0], two) if one.leads else (proxies[1], one)
+                proxy, other = (near, two) if one.leads else (far, one)
                 await producer.wait_sent(20)
                 proxy.refuse = True
                 proxy.reset_all()

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tailrace.core.names import StreamName
 from tailrace.core.rollout import Mode
@@ -26,14 +27,22 @@ class Rights:
     """A gateway's login, whose rights are taken and given back while it is in use."""
 
     def __init__(self, server: RedisServer) -> None:
-        self._server = server
+        self.server = server
         self.url = f"unix://gateway:secret@{server.socket}"
 
     async def give_all(self) -> None:
-        await self._server.cli("ACL", "SETUSER", "gateway", "reset", "on", ">secret", "~*", "&*", "+@all")
+        await self.server.cli("ACL", "SETUSER", "gateway", "reset", "on", ">secret", "~*", "&*", "+@all")
 
     async def take(self, *commands: str) -> None:
-        await self._server.cli("ACL", "SETUSER", "gateway", *(f"-{name.lower()}" for name in commands))
+        await self.server.cli("ACL", "SETUSER", "gateway", *(f"-{name.lower()}" for name in commands))
+
+
+@pytest_asyncio.fixture
+async def rights(start_redis: StartRedis) -> Rights:
+    """All of them, on a server of its own."""
+    found = Rights(await start_redis(limited=False))
+    await found.give_all()
+    return found
 
 
 def ways(front: OldFrontEnd) -> list[tuple[str, str]]:
@@ -63,11 +72,9 @@ async def publish_until(publish: Callable[[int], Awaitable[Any]], told: Callable
     ids=["everything", "scripts", "everything, xread"],
 )
 async def test_refused_streams_are_told_replaced_by_the_channel_and_come_back_without_loss_or_doubles(
-    serve: Serve, make: MakePublisher, start_redis: StartRedis, delivery: str, taken: tuple[str, ...]
+    serve: Serve, make: MakePublisher, rights: Rights, delivery: str, taken: tuple[str, ...]
 ) -> None:
-    server = await start_redis(limited=False)
-    rights = Rights(server)
-    await rights.give_all()
+    server = rights.server
     publisher = make(server.url, mode=Mode.DUAL)
     fallen: list[StreamName] = []
     given = {"workflow_fallback_seconds": FALLBACK_SECONDS, "delivery": delivery, "fallen": fallen}
@@ -103,11 +110,9 @@ async def collect(front: OldFrontEnd, seen: list[int]) -> None:
 
 
 async def test_who_comes_while_streams_are_refused_hears_the_channel_and_is_given_the_history_afterwards(
-    serve: Serve, make: MakePublisher, start_redis: StartRedis
+    serve: Serve, make: MakePublisher, rights: Rights
 ) -> None:
-    server = await start_redis(limited=False)
-    rights = Rights(server)
-    await rights.give_all()
+    server = rights.server
     publisher = make(server.url, mode=Mode.DUAL)
 
     def publish(number: int) -> Awaitable[Any]:
@@ -138,11 +143,9 @@ async def test_who_comes_while_streams_are_refused_hears_the_channel_and_is_give
 
 
 async def test_history_that_may_not_be_read_is_told_and_the_channel_heard_instead(
-    serve: Serve, make: MakePublisher, start_redis: StartRedis
+    serve: Serve, make: MakePublisher, rights: Rights
 ) -> None:
-    server = await start_redis(limited=False)
-    rights = Rights(server)
-    await rights.give_all()
+    server = rights.server
     publisher = make(server.url, mode=Mode.DUAL)
     for number in range(5):
         await publisher.publish("w1", note(number))

@@ -30,6 +30,7 @@ BREAKER_SECONDS = 0.6
 CONNECT_SECONDS = 1.0
 """For one attempt to connect and log in."""
 TICK_SECONDS = 0.2
+BREAKER_TICKS = round(BREAKER_SECONDS / TICK_SECONDS)
 MAX_PAUSE_SECONDS = 0.5
 
 
@@ -188,7 +189,7 @@ class Node:
     def _count_attempt(self, due: float) -> None:
         # A tick that comes late was kept waiting by our own loop, and so was the connection.
         self._breaker_ticks += self._loop.time() - due < TICK_SECONDS
-        if self._breaker_ticks * TICK_SECONDS >= BREAKER_SECONDS - 0.01:
+        if self._breaker_ticks >= BREAKER_TICKS:
             self._break("it cannot be reached")
         else:
             self._watch_attempts()
@@ -231,7 +232,7 @@ class Node:
             self._ticks, self._tick_seen = 0, connection.last_received
         else:
             self._ticks += 1
-            if self._ticks * TICK_SECONDS >= BREAKER_SECONDS - 0.01 and connection is self.connection:
+            if self._ticks >= BREAKER_TICKS and connection is self.connection:
                 self.connection, self._silent = None, connection
                 self._break("it is silent")
                 self.want()

@@ -57,17 +57,9 @@ class RecentRuns:
         Raises:
             DatabaseUnavailable: it does not answer.
         """
-        now = self._clock()
-        at, run = self._known.get(run_id, (0.0, None))
-        remembered = run is not None and run.owner == sub
-        if remembered and now - at < FRESH_SECONDS:
-            return True
-        try:
-            run = await self._ask(run_id)
-        except DatabaseUnavailable:
-            if remembered and now - at < STALE_SECONDS:
-                return True
-            raise
+        _, known = self._known.get(run_id, (0.0, None))
+        remembered = known is not None and known.owner == sub
+        run = await self.find(run_id, stale=remembered, fresh=not remembered)
         return run is not None and run.owner == sub
 
     async def _ask(self, run_id: str) -> Run | None:

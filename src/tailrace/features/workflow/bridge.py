@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from tailrace.core.codec import encode
-from tailrace.core.event import Event
+from tailrace.core.event import SKIPPED, Event
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.errors import ConfigError, Fenced, InvalidStream, LogError, OutcomeUnknown, TailraceError, TooLarge
@@ -31,11 +31,10 @@ from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels, Listener
 from tailrace.features.workflow.message import ChannelTemplate, event_of, stream_of
 
-__all__ = ["SKIPPED", "Bridge", "BridgeCounts"]
+__all__ = ["Bridge", "BridgeCounts"]
 
 log = logging.getLogger("tailrace.bridge")
 
-SKIPPED = "events.skipped"
 LEASE_SECONDS = 5.0
 RENEW_SECONDS = 1.0
 MAX_WAITING_BYTES = 67_108_864
