@@ -11,8 +11,7 @@ run: ## install, then start tailrace with an embedded Redis on 127.0.0.1:8080 (P
 	@exec .venv/bin/tailrace dev --port $(PORT)
 
 test: ## install what the tests need, then run everything (ARGS="-k word" for some of it)
-	@scripts/setup dev
-	@scripts/services
+	@scripts/ready
 	@scripts/test $(ARGS)
 
 check: ## format, lint, types and the fast tests
@@ -23,18 +22,15 @@ check: ## format, lint, types and the fast tests
 	@$(PY) -m pytest -q -n 2 tests/core tests/conformance $(wildcard tests/test_*.py)
 
 bench: ## the benchmarks; RESULTS are printed with their targets
-	@scripts/setup dev
-	@scripts/services
+	@scripts/ready
 	@$(PY) -m bench
 
 chaos: ## break everything under load (SEED=7 MINUTES=10 DELIVERIES=10000000 FAULTS=redis_kill,latency TOPOLOGY=sentinel|cluster REPORT=folder)
-	@scripts/setup dev
-	@scripts/services
+	@scripts/ready
 	@$(PY) -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(DELIVERIES),--deliveries $(DELIVERIES)) $(if $(TOPOLOGY),--topology $(TOPOLOGY)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT))
 
 soak: ## a steady load for hours, and what may not grow (HOURS=1 SEED=1 REPORT=file)
-	@scripts/setup dev
-	@scripts/services
+	@scripts/ready
 	@$(PY) -m tests.chaos.soak $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
 
 fuzz: ## every fuzz target, guided by coverage where atheris has a wheel (SECONDS=60 TARGETS="push codec")

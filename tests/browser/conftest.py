@@ -34,9 +34,9 @@ ARGS = [
 ]
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    """A headless Chromium."""
+    """A headless Chromium for the tests of a file, which run on one loop; each makes profiles of its own."""
     path = need_chromium()
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, headless=True, args=ARGS)
@@ -135,7 +135,7 @@ class LivePage:
 OpenPage: TypeAlias = Callable[..., Awaitable[LivePage]]
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
     """Make a tab in a profile of its own. Afterwards no script may have failed, and nothing be against the CSP."""
     opened: list[LivePage] = []
@@ -146,6 +146,8 @@ async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
         return opened[-1]
 
     yield make
+    for context in browser.contexts:
+        await context.close()
     # An EventSource that cannot connect is told on the console too; that is no complaint about the page.
     complaints = [line for each in opened for line in each.complaints if "Failed to load resource" not in line]
     assert [line for line in complaints if "net::ERR_" not in line] == []
@@ -193,7 +195,7 @@ async def _end(site: Site) -> None:
     await eventually(ended, 10)
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def site() -> AsyncIterator[Site]:
     """An application as it is by default."""
     async with open_site() as site:

@@ -12,6 +12,7 @@ from tests.support.serving import serving
 
 
 @pytest.mark.browser
+@pytest.mark.asyncio(loop_scope="module")
 async def test_every_operation_is_shown_and_found(browser: Browser) -> None:
     complaints: list[str] = []
     asked: list[str] = []

@@ -11,7 +11,7 @@ from tailrace.core.names import StreamName
 from tests.browser.conftest import LivePage, OpenPage, Site
 from tests.support.wait import eventually
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
 RUN = StreamName.parse("run:1")
 SCRIPT = "window.pwned = true"

@@ -10,10 +10,10 @@ from playwright.async_api import Page
 
 from tests.browser.conftest import OpenPage, Site
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(open_page: OpenPage, site: Site) -> Page:
     """A tab at the site's address, so that its modules can be imported."""
     live = await open_page()

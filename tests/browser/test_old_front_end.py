@@ -22,7 +22,7 @@ from tests.support.tokens import token
 from tests.support.wait import eventually
 from tests.support.ws import Gate, gate
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow, pytest.mark.timeout(240)]
 
 PAGE = b"""<!doctype html>
 <html><head><meta charset="utf-8"><title>workflow</title></head>

@@ -14,7 +14,7 @@ from tests.browser.conftest import LivePage, OpenPage, Site, open_site
 from tests.support.tokens import token
 from tests.support.wait import eventually
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 RUN = StreamName.parse("run:1")
 

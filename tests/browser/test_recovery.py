@@ -19,7 +19,7 @@ from tests.e2e.harness import Gateway, gateway, token
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 RUN = StreamName.parse("run:1")
 AUTH: dict[str, Any] = {"read": ["run:*"], "write": ["run:*"]}
@@ -53,7 +53,7 @@ class Rig:
         return live
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def rig(start_redis: StartRedis, key_prefix: str, tmp_path: Path) -> AsyncIterator[Rig]:
     """A gateway of the test's own, on a Redis of its own; its short tokens have to be used within two seconds."""
     redis = await start_redis()
