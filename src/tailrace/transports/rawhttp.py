@@ -1,4 +1,4 @@
-"""The raw-write server extension: an uvicorn protocol that lends its transport to a response (DESIGN §6).
+"""The raw-write server extension: an uvicorn protocol that lends its transport to a response.
 
 Under plain ASGI every record costs one `send()` per client. Here a response that streams writes shared, already
 chunk-framed bytes to the connection itself. Rules of this file

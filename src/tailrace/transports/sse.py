@@ -88,7 +88,7 @@ class SseResponse:
 
     @property
     def finished(self) -> bool:
-        """Whether every stream has ended and the reader has all of it: the 204 of DESIGN §6."""
+        """Whether every stream has ended and the reader has all of it: the 204 of PROTOCOL.md §6.7."""
         return self.subscription.finished
 
     def discard(self) -> None:

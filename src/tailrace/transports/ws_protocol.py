@@ -1,4 +1,4 @@
-"""The raw-write server extension for WebSockets: an uvicorn protocol that lends its transport (DESIGN §6).
+"""The raw-write server extension for WebSockets: an uvicorn protocol that lends its transport.
 
 Rules of this file
 1. Offered to every WebSocket as `scope["extensions"]["tailrace.raw"]`; it can be armed once the handshake is complete.

@@ -1,4 +1,4 @@
-"""History by page: what the log holds, in order, each record once, or a gap (PROTOCOL.md §5, DESIGN §7).
+"""History by page: what the log holds, in order, each record once, or a gap (PROTOCOL.md §5, §7.6).
 
 Rules of this file
 1. `start_id` and `end_id` are inclusive, `since_id` is what the reader has and exclusive. `next_id` is the first id

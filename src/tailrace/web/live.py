@@ -93,7 +93,7 @@ def live_router(gateway: Gateway) -> APIRouter:
 async def follow(
     request: Request, gateway: Gateway, streams: list[StreamName], check: Callable[[], Awaitable[None]] | None = None
 ) -> Response:
-    """Open a connection that follows streams, or say why not (DESIGN §6, "Refusing an EventSource").
+    """Open a connection that follows streams, or say why not (PROTOCOL.md §6.7).
 
     Args:
         request: the client's.

@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 problems, and what an EventSource is told instead (PROTOCOL.md §8, DESIGN §6).
+"""Errors on the wire: RFC 9457 problems, and what an EventSource is told instead (PROTOCOL.md §8, §6.7).
 
 Rules of this file
 1. A problem holds what its error says, and nothing of the request but its path.
