@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tailrace.cli.exits import TABLE, ExitCode
 from tests.cli.conftest import Run
-from tests.support.commands import clean_environment, on_terminal, run_command
+from tests.support.commands import PROGRAM, clean_environment, on_terminal, run_command
 from tests.support.faulty import FaultyProxy
 from tests.support.gateways import SECRET, mint
 
@@ -94,7 +95,43 @@ async def test_info_is_json_lines_when_piped_and_a_table_on_a_terminal(
     assert (info["stream"], info["state"], info["length"], info["last_id"][-2:]) == ("run:1", "open", 2, "-2")
     assert "run:1" in table.out
     assert "records" in table.out
-    assert (await run("info", "run:none")).code == 66
+    several = await run("info", "run:none", "run:1")
+    assert (several.code, [each["stream"] for each in several.records]) == (66, ["run:1"])
+    assert "run:none: there is no such stream" in several.err
+
+
+async def test_a_narrow_terminal_is_shown_whole_ids(run: Run, tmp_path: Path, environment: dict[str, str]) -> None:
+    published = (await run("publish", "run:1", "a")).out.strip()
+
+    table = await on_terminal("info", "run:1", cwd=tmp_path, env=environment | {"COLUMNS": "30"})
+
+    assert published in table.out
+
+
+async def test_an_output_that_cannot_be_written_is_told_in_one_line(run: Run, environment: dict[str, str]) -> None:
+    await run("publish", "run:1", "a")
+
+    for arguments in (["tail", "run:1", "--no-follow"], ["info", "run:1"]):
+        with open("/dev/full", "wb") as full:
+            command = subprocess.Popen([*PROGRAM, *arguments], env=environment, stdout=full, stderr=subprocess.PIPE)
+        _, err = await asyncio.to_thread(command.communicate, timeout=30)
+        assert (command.returncode, err.decode()) == (1, "tailrace: No space left on device\n"), arguments
+
+
+async def test_an_address_that_is_no_gateway_is_told_as_such(run: Run) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        results = [await run(*arguments, "--url", url) for arguments in (["tail", "run:1"], ["info", "run:1"])]
+        doctor = await run("doctor", "--url", url)
+
+    assert all("not as tailrace does: is this the address of a gateway?" in result.err for result in results)
+    assert (doctor.code, "no gateway of tailrace" in doctor.out) == (69, True)
+    assert "http://…" in (await run("tail", "run:1", "--url", "localhost:8080")).err
 
 
 async def test_a_token_says_who_may_do_what_and_for_how_long(run: Run) -> None:
@@ -112,7 +149,8 @@ async def test_a_token_says_who_may_do_what_and_for_how_long(run: Run) -> None:
 
 async def test_a_token_that_could_not_work_is_not_minted(run: Run) -> None:
     env = {"TAILRACE_JWT_SECRET": SECRET}
-    assert (await run("token", "--sub", "u", "--read", "*", env=env)).code == 77
+    odd = await run("token", "--sub", "u", "--read", "run:1", "--write", "*", env=env)
+    assert (odd.code, "--write" in odd.err, "neither a stream" in odd.err) == (2, True, True)
     assert (await run("token", "--sub", "u", "--ttl", "soon", env=env)).code == 2
     assert (await run("token", "--sub", "u")).code == 78
     assert (await run("token", "--sub", "u", env={"TAILRACE_JWT_SECRET": "short"})).code == 78

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 
 from tests.cli.conftest import Run, Stored
@@ -62,6 +64,27 @@ async def test_a_bad_line_is_named_and_those_before_it_are_published(run: Run, s
     assert "line 2" in result.err
     assert len(result.lines) == 1
     assert [record.type for record in await stored("run:1")] == ["a"]
+
+
+async def test_a_line_that_is_no_event_is_told_in_the_words_of_a_line(run: Run) -> None:
+    odd = await run("publish", "run:1", "--ndjson", stdin=b'{"type":"x","dat":1}\n')
+
+    assert odd.err == "tailrace: line 1: Object contains unknown field `dat`\n"
+
+
+async def test_an_interrupt_while_it_waits_for_a_line_ends_it_quietly(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    async with started("publish", "run:1", cwd=tmp_path, env=environment) as command:
+        assert command.process.stdin is not None
+        command.process.stdin.write(b"1\n")
+        await command.line()
+        command.send(signal.SIGINT)
+        async with asyncio.timeout(60):
+            await command.process.wait()
+        result = await command.end()
+
+    assert (result.code, result.err) == (130, "")
 
 
 async def test_the_same_uid_is_stored_once(run: Run, stored: Stored) -> None:

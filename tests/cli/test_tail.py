@@ -53,6 +53,10 @@ async def test_a_finished_stream_is_printed_as_json_lines_and_ends(run: Run, log
         (["--since", "{3}"], [4, 5]),
         (["--no-follow"], [1, 2, 3, 4, 5]),
         (["--no-follow", "-n", "1"], [5]),
+        (["--no-follow", "--since", "$"], []),
+        (["--no-follow", "--since", "0-0"], [1, 2, 3, 4, 5]),
+        (["--no-follow", "--since", "1"], [1, 2, 3, 4, 5]),
+        (["--no-follow", "--since", "{3}"], [4, 5]),
         (["--type", "other"], []),
     ],
 )
@@ -116,6 +120,9 @@ async def test_on_a_terminal_it_is_readable_and_hostile_data_cannot_move_the_cur
     assert "has ended" in result.out
     with pytest.raises(json.JSONDecodeError):
         json.loads(result.lines[0])
+    plain = await on_terminal("tail", "run:1", cwd=tmp_path, env=environment | {"NO_COLOR": "1"})
+    assert "\x1b" not in plain.out
+    assert "exited with 1" in plain.out
 
 
 async def test_the_reader_of_the_output_may_go_away(

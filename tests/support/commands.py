@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Command", "Result", "clean_environment", "on_terminal", "run_command", "started"]
+__all__ = ["PROGRAM", "Command", "Result", "clean_environment", "on_terminal", "run_command", "started"]
 
 PROGRAM = [sys.executable, "-m", "tailrace"]
 

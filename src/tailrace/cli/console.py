@@ -15,8 +15,9 @@ from tailrace.errors import ConfigError, LogUnavailable, TailraceError, Unauthor
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-__all__ = ["complain", "err", "guarded", "on_terminal", "out", "run", "say"]
+__all__ = ["complain", "err", "guarded", "on_terminal", "out", "run", "say", "show_table"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,24 +69,50 @@ def guarded(command: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(command)
     def guard(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return command(*args, **kwargs)
+            try:
+                return command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()
         except TailraceError as exc:
             complain(str(exc), _hint(exc))
             raise typer.Exit(exit_code_of(exc)) from None
         except BrokenPipeError:
-            # Python flushes stdout once more at exit; let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _stdout_to_nowhere()
             raise typer.Exit(ExitCode.BROKEN_PIPE) from None
+        except OSError as exc:
+            # A full disk, a file that cannot be written; what the network says is a TailraceError.
+            _stdout_to_nowhere()
+            complain(f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or str(exc))
+            raise typer.Exit(ExitCode.FAILED) from None
         except KeyboardInterrupt:
             raise typer.Exit(ExitCode.INTERRUPTED) from None
 
     return guard
 
 
+def show_table(table: Table) -> None:
+    """Print a table of facts. Where the terminal is too narrow its lines go on in the next one: ids stay whole."""
+    from rich.console import Console
+
+    for column in table.columns:
+        column.no_wrap = True
+    wide = Console(highlight=False, width=10_000)
+    wide.width = wide.measure(table).maximum
+    wide.print(table)
+
+
+def _stdout_to_nowhere() -> None:
+    """Python flushes stdout once more at exit, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end."""
     import asyncio
+    import logging
 
+    # Without a handler Python prints warnings of the library in between; what matters here is an error, and told.
+    logging.getLogger("tailrace").addHandler(logging.NullHandler())
     return asyncio.run(main)
 
 

@@ -91,13 +91,16 @@ async def _gateway(url: str, token: str | None) -> list[Finding]:
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
         async with asyncio.timeout(5):
-            ready, _ = await http.request("GET", "/readyz", headers={})
+            ready, answer = await http.request("GET", "/readyz", headers={})
             granted, _ = await http.request("POST", f"{api}/auth/sse-token", headers=headers)
     except (HttpFailure, TimeoutError) as exc:
         text = str(exc) or "no answer in time"
         return [_finding("gateway", "error", 69, url, text, "start it with `tailrace dev` or `tailrace serve`")]
     finally:
         await http.aclose()
+    if b'"status"' not in answer:
+        text = f"what answers at {url} is no gateway of tailrace"
+        return [_finding("gateway", "error", 69, url, text, "is it the right address, and the right port?")]
     findings = []
     if ready.status != 200:
         text = "the gateway answers but is not ready: its log does not answer"

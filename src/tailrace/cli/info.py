@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailrace.cli.console import on_terminal, out, run
+from tailrace.cli.console import complain, on_terminal, run, show_table
+from tailrace.cli.exits import ExitCode
 from tailrace.cli.options import TokenOption, UrlOption
 from tailrace.cli.target import Target, find_target
 
@@ -32,18 +33,31 @@ def info(
     `tailrace info run:42 run:43 | jq .length`
     """
     infos = run(_infos(find_target(url, token), streams))
-    if on_terminal():
-        _show(infos)
-        return
-    import json
+    found = [info for info in infos if info is not None]
+    if found and on_terminal():
+        _show(found)
+    elif found:
+        import json
 
-    for each in infos:
-        print(json.dumps(_plain(each)))
+        for each in found:
+            print(json.dumps(_plain(each)))
+    if len(found) < len(infos):
+        raise typer.Exit(ExitCode.NOT_FOUND)
 
 
-async def _infos(target: Target, streams: list[str]) -> list[StreamInfo]:
+async def _infos(target: Target, streams: list[str]) -> list[StreamInfo | None]:
+    """What each stream is; None, and a word about it, where there is none."""
+    from tailrace.errors import NotFound
+
+    found: list[StreamInfo | None] = []
     async with target.client() as client:
-        return [await client.info(stream) for stream in streams]
+        for stream in streams:
+            try:
+                found.append(await client.info(stream))
+            except NotFound as error:
+                complain(f"{stream}: {error}")
+                found.append(None)
+    return found
 
 
 def _plain(info: StreamInfo) -> dict[str, Any]:
@@ -83,4 +97,4 @@ def _show(infos: list[StreamInfo]) -> None:
             f"{each.ttl_seconds:,.0f} s" if each.ttl_seconds is not None else "never",
             f"{each.memory_bytes:,} B" if each.memory_bytes is not None else "-",
         )
-    out().print(table)
+    show_table(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -19,6 +20,7 @@ __all__ = ["Pretty"]
 
 _RESET, _DIM, _BOLD, _RED, _GREEN, _YELLOW = "\x1b[0m", "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m"
 _COLOURS = ("\x1b[36m", "\x1b[35m", "\x1b[34m", "\x1b[32m", "\x1b[33m", "\x1b[96m", "\x1b[95m", "\x1b[94m")
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
 _UNSAFE = re.compile(r"\x1b(?!\[[0-9;:]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 
 
@@ -29,6 +31,8 @@ class Pretty:
     """
 
     def __init__(self, streams: Sequence[str], types: list[str] | None) -> None:
+        # https://no-color.org: set and not empty.
+        self._plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
         self._several = len(streams) > 1
         self._types = frozenset(types or ())
         self._begun: dict[tuple[str, str], bool] = {}
@@ -46,7 +50,7 @@ class Pretty:
             self._write(f"{_DIM}── the log {'does not answer' if item.active else 'answers again'} ──{_RESET}")
 
     def _write(self, line: str) -> None:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write((_COLOUR.sub("", line) if self._plain else line) + "\n")
         sys.stdout.flush()
 
     def _record(self, record: Record) -> str:

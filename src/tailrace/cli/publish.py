@@ -109,7 +109,9 @@ class _Reader:
             return event
         except TailraceError as exc:
             where = "" if single else f"line {self._count}: "
-            raise type(exc)(f"{where}{exc.detail}", **exc.data) from None
+            # A line is a batch of one: its index says nothing.
+            facts = {name: value for name, value in exc.data.items() if name != "index"}
+            raise type(exc)(f"{where}{exc.detail.removeprefix('event 0: ')}", **facts) from None
 
     def _value(self, line: bytes) -> Any:
         from tailrace.core.codec import minify
@@ -136,7 +138,8 @@ async def _stdin_lines() -> AsyncIterator[list[bytes]]:
     room = threading.Semaphore(BATCH * 4)
 
     def read() -> None:
-        stdin = sys.stdin.buffer
+        # Not sys.stdin: Python closes that one at its end, and dies when this thread waits inside of it.
+        stdin = open(sys.stdin.fileno(), "rb", closefd=False)  # noqa: SIM115 - as long as the process
         while line := stdin.readline(MAX_LINE_BYTES):
             room.acquire()
             loop.call_soon_threadsafe(queue.put_nowait, line)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from tailrace.cli.console import guarded, on_terminal, out, run, say
+from tailrace.cli.console import guarded, on_terminal, out, run, say, show_table
 from tailrace.cli.options import duration
 from tailrace.errors import ConfigError, LogError
 
@@ -269,7 +269,7 @@ def _show(found: dict[str, Any]) -> None:
         hold = each["hold_seconds"]
         due = _time(each["since"] + hold) if hold is not None and each["percent"] < 100 else "-"
         table.add_row(kind, _words(each["percent"], each["finalized"]), _time(each["since"]), each["by"], words, due)
-    out().print(table)
+    show_table(table)
     for change in found["changes"]:
         reason = f": {change['reason']}" if change["reason"] else ""
         line = f"{_time(change['at'])}  {change['by']}  {change['kind']} {change['action']}"

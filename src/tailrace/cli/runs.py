@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tailrace.cli.console import guarded, on_terminal, out, run, say
+from tailrace.cli.console import guarded, on_terminal, run, say, show_table
 from tailrace.cli.exits import ExitCode
 from tailrace.cli.options import TokenOption, UrlOption
 from tailrace.cli.target import find_target
@@ -176,6 +176,7 @@ def _plain(found: Run) -> dict[str, Any]:
 
 
 def _show(runs: list[Run]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -183,5 +184,6 @@ def _show(runs: list[Run]) -> None:
         table.add_column(title)
     for each in runs:
         created = datetime.fromtimestamp(each.created_at / 1_000, UTC).astimezone()
-        table.add_row(each.id, each.status.value, each.kind, each.owner, f"{created:%Y-%m-%d %H:%M:%S}", each.title)
-    out().print(table)
+        title = each.title if len(each.title) <= 60 else f"{each.title[:59]}…"
+        table.add_row(each.id, each.status.value, each.kind, each.owner, f"{created:%Y-%m-%d %H:%M:%S}", escape(title))
+    show_table(table)

@@ -104,8 +104,8 @@ async def _tail(
         if last is not None:
             since = {stream: await _show_last(client, stream, last, printer) for stream in streams}
         if not follow:
-            for stream in streams:
-                await _show_history(client, stream, since, printer, shown=last is not None)
+            if last is None:
+                await _show_history(client, streams, since, printer)
             return
         subscription = client.subscribe(*streams, since=since, give_up_seconds=FIRST_SECONDS, on_link=_Links())
         async for item in subscription:
@@ -126,7 +126,8 @@ class _Links:
             say(f"connection lost ({link.detail}); trying again", style="yellow")
         elif link.up and self._down:
             self._down = False
-            say("connected again, nothing was missed", style="green")
+            # Whether something was missed is told by a gap, and only then.
+            say("connected again", style="green")
         self._was_up = self._was_up or link.up
 
 
@@ -145,11 +146,19 @@ async def _show_last(client: Tailrace, stream: str, last: int, printer: Any) -> 
         return "0"
 
 
-async def _show_history(client: Tailrace, stream: str, since: Any, printer: Any, *, shown: bool) -> None:
+async def _show_history(client: Tailrace, streams: list[str], since: str | datetime | None, printer: Any) -> None:
     """Print what is there now, and no more."""
-    if shown:
-        return
-    start = since if isinstance(since, datetime) else None
-    cursor = since if isinstance(since, str) and since != "0" else None
-    async for item in client.history(stream, start=start, since=cursor):
-        printer.show(item)
+    from tailrace.core.cursor import Since, Special, parse_cursor
+    from tailrace.core.ids import ZERO, EntryId
+    from tailrace.core.names import StreamName
+
+    names = [StreamName.parse(stream) for stream in streams]
+    places = parse_cursor(since, names) if isinstance(since, str) else {}
+    for name in names:
+        place = places.get(name)
+        if place is Special.NOW:
+            continue
+        start = since if isinstance(since, datetime) else EntryId(place.ms, 0) if isinstance(place, Since) else None
+        cursor = place if isinstance(place, EntryId) and place != ZERO else None
+        async for item in client.history(name, start=start, since=cursor):
+            printer.show(item)

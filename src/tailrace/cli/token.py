@@ -11,7 +11,7 @@ import typer
 from tailrace.cli.console import on_terminal, say
 from tailrace.cli.options import duration
 from tailrace.cli.target import data_folder
-from tailrace.errors import ConfigError
+from tailrace.errors import ConfigError, Unauthorized
 
 __all__ = ["SECRET_FILE", "mint", "token"]
 
@@ -47,7 +47,13 @@ def token(
 
     seconds = duration(ttl).total_seconds()
     grants = {"read": read or [], "write": write or [], "admin": admin}
-    read_grants({"tailrace": grants})
+    for name, patterns in (("read", read or []), ("write", write or [])):
+        for pattern in patterns:
+            try:
+                read_grants({"tailrace": {name: [pattern]}})
+            except Unauthorized:
+                words = f"{pattern!r} is neither a stream, such as run:42, nor all of a kind, such as run:*"
+                raise typer.BadParameter(words, param_hint=f"--{name}") from None
     settings = _settings()
     secret = _secret(secret_file, settings)
     print(mint(secret, sub, grants, seconds, issuer=settings.jwt_issuer, audience=settings.jwt_audience))

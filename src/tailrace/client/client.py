@@ -330,6 +330,8 @@ def open_backend(
         from tailrace.client.remote import RemoteLog
 
         return RemoteLog(url, token, ssl=ssl)
+    if "://" not in url:
+        raise ConfigError(f"{url!r} is no address: http://… is a gateway's, redis://… or unix://… a Redis's")
     from tailrace.client.direct import DirectLog
 
     prefix = os.environ.get("TAILRACE_KEY_PREFIX", "tailrace:") if key_prefix is None else key_prefix

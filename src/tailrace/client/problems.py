@@ -51,7 +51,7 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TailraceEr
         cls = _BY_STATUS.get(status) or (RequestError if 400 <= status < 500 else TailraceError)
         if code is not None:
             data["code"] = code
-    detail = problem.get("detail") or problem.get("title") or f"the server answered {status}"
+    detail = problem.get("detail") or problem.get("title") or _unexplained(status)
     if issubclass(cls, _WITH_RETRY_AFTER):
         return cls(str(detail), retry_after=retry_after_of(headers, problem), **data)
     return cls(str(detail), **data)
@@ -67,6 +67,12 @@ def retry_after_of(headers: Mapping[str, str], problem: Mapping[str, Any]) -> fl
         if 0 <= seconds <= 3_600:
             return seconds
     return 1.0
+
+
+def _unexplained(status: int) -> str:
+    if status in (502, 503, 504):
+        return f"the server answered {status}: a proxy that does not reach the gateway?"
+    return f"the server answered {status}, not as tailrace does: is this the address of a gateway?"
 
 
 def _problem(body: bytes) -> dict[str, Any]:
