@@ -14,8 +14,9 @@ from tailrace.client.spool import Entry, SpoolFile
 from tailrace.core.codec import encode
 from tailrace.core.event import Event
 from tailrace.eventlog.redis.log import RedisLog
+from tailrace.features.runs.ending import RunEnd
 from tailrace.features.runs.events import EventStore
-from tailrace.features.runs.model import run_stream
+from tailrace.features.runs.model import RunStatus, run_stream
 from tests.features.runs.api import SERVICE, Site, site
 from tests.support.commands import Result, clean_environment, run_command
 from tests.support.redis_servers import StartRedis
@@ -98,16 +99,20 @@ async def test_what_a_command_could_not_deliver_is_delivered_by_the_next_one_whi
 
 
 def leave(folder: Path, epoch: int) -> None:
-    """An event of the first run, in the folder."""
+    """An event of the first run and how that ended, in the folder."""
     spool = SpoolFile.create(folder, "exec", HOME)
     spool.put([Entry.of(run_stream("1"), Event("run.output", encode(1, max_bytes=10), "u"), epoch)])
+    end = RunEnd(run="1", epoch=epoch, status=RunStatus.COMPLETED)
+    spool.note(end.key, end.note())
     spool.close()
 
 
-async def test_a_server_that_delivers_what_was_left_ends_the_streams_of_ended_runs(there: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_server_that_delivers_what_was_left_ends_those_runs(there: Site, tmp_path: Path, told: bool) -> None:
     await there.make("1")
     epoch = await there.claim("1")
-    await there.good("POST", "/runs/1/complete", json={"epoch": epoch, "seal": False, "hold_seconds": 600})
+    if told:
+        await there.good("POST", "/runs/1/complete", json={"epoch": epoch, "seal": False, "hold_seconds": 600})
     await asyncio.to_thread(leave, tmp_path / "spool", epoch)
 
     delivering = asyncio.create_task(deliver_leftovers(tmp_path / "spool", there.served.url, SERVICE))

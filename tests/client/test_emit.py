@@ -11,7 +11,10 @@ import pytest
 
 from tailrace.client.client import Tailrace
 from tailrace.client.direct import DirectLog
-from tailrace.core.event import Record
+from tailrace.client.emitting import Emitting
+from tailrace.core.codec import encode
+from tailrace.core.event import Event, Record
+from tailrace.core.names import StreamName
 from tailrace.errors import UsageError
 from tailrace.eventlog.memory import MemoryLog
 from tests.support.faulty import FaultyProxy, faulty_proxy
@@ -197,3 +200,36 @@ async def test_a_refused_token_is_waited_out(
 
     assert asked == 5
     assert await stored(log) == [1]
+
+
+async def test_what_a_closed_client_took_and_its_folder_has_no_room_for_is_told_behind_the_rest(
+    log: MemoryLog, proxy: FaultyProxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream, data = StreamName.parse("run:1"), encode(["x" * 100], max_bytes=1_000)
+    proxy.refusing = True
+    client = Tailrace(proxy.url, token=mint())
+    emitting = Emitting(client.backend, tmp_path, "here", max_bytes=20_000)
+    taken: list[bool] = []
+
+    def full() -> bool:
+        taken.append(emitting.emit(stream, Event("note", data)))
+        return emitting.refused > 5
+
+    await eventually(full, 60)
+    said = len(taken)
+    await emitting.aclose(0)
+    proxy.refusing = False
+
+    following = Emitting(client.backend, tmp_path, "here")
+    assert len(await following.wait_recovered()) == 1
+    await following.aclose(0)
+    await client.aclose()
+
+    async with Tailrace.on(DirectLog.on(log)) as reader:
+        records = await reader.history("run:1").records()
+    assert [record.type for record in records] == ["note"] * (len(records) - 1) + ["events.skipped"]
+    assert len(records) - 1 + json.loads(records[-1].data)["count"] == said
+    uids = [int((r.uid or "").partition("-")[2] or 0) for r in records[:-1]]
+    assert uids == list(range(1, len(uids) + 1))
+    assert caplog.text.count("events are lost: they cannot be kept") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -173,3 +173,32 @@ def test_a_long_lived_file_does_not_grow_with_what_was_delivered(tmp_path: Path)
     again.done(1)
     again.close()
     assert not spool.path.exists()
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_note_stays_however_much_is_delivered_and_keeps_the_file_until_it_is_forgotten(
+    tmp_path: Path, behind: int
+) -> None:
+    spool = SpoolFile.create(tmp_path, "test", "here")
+    spool.note("a", "old")
+    spool.note("b", "1")
+    spool.note("a", "2")
+    for number in range(17):
+        spool.put([entry(number, size=500_000)])
+    spool.put([entry(100 + number) for number in range(behind)])
+    while spool.pending > behind:
+        spool.peek(1)
+        spool.done(1)
+
+    assert spool.path.stat().st_size < 1_000_000
+    spool.note("b", None)
+    spool.close()
+    again = SpoolFile.take_over(spool.path, "here")
+    assert again is not None
+    assert (again.notes, again.pending) == ({"a": "2"}, behind)
+    for _ in range(behind):
+        again.peek()
+        again.done(1)
+    again.note("a", None)
+    again.close()
+    assert not spool.path.exists()

@@ -11,7 +11,7 @@ from tailrace.client.client import open_backend
 from tailrace.client.delivery import Delivery
 from tailrace.client.remote import RemoteLog
 from tailrace.client.spool import SpoolFile, orphans
-from tailrace.features.runs.recovering import seal_delivered
+from tailrace.features.runs.recovering import tell_left
 from tailrace.features.runs.remote import HttpRuns
 
 __all__ = ["deliver_leftovers"]
@@ -27,10 +27,12 @@ async def deliver_leftovers(folder: Path, url: str, token: str) -> None:
     try:
         while True:
             for spool in await asyncio.to_thread(lambda: list(orphans(folder, HOME))):
-                left = await asyncio.to_thread(spool.places)
-                await _deliver(Delivery(backend, spool, threaded=True), spool)
-                if isinstance(backend, RemoteLog):
-                    await seal_delivered(HttpRuns("", None, remote=backend), left)
+                try:
+                    await _deliver(Delivery(backend, spool, threaded=True), spool)
+                    if isinstance(backend, RemoteLog):
+                        await tell_left(HttpRuns("", None, remote=backend), [spool])
+                finally:
+                    await asyncio.shield(asyncio.to_thread(spool.close))
             await asyncio.sleep(EVERY_SECONDS)
     finally:
         await backend.aclose()
@@ -49,4 +51,3 @@ async def _deliver(delivery: Delivery, spool: SpoolFile) -> None:
         for each in (task, empty):
             each.cancel()
         await asyncio.gather(task, empty, return_exceptions=True)
-        await asyncio.shield(asyncio.to_thread(spool.close))

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from tailrace.client.backend import Backend
 from tailrace.client.delivery import Delivery
-from tailrace.client.spool import Entry, MemorySpool, Spool, SpoolFile, orphans
+from tailrace.client.spool import FILE_BYTES, MEMORY_BYTES, Entry, MemorySpool, Spool, SpoolFile, orphans
 from tailrace.core.codec import encode
 from tailrace.core.event import SKIPPED, Event
 from tailrace.core.names import StreamName
@@ -33,12 +34,21 @@ class Emitting:
     """What `Tailrace.emit` needs: an inbox that never waits, a spool behind it, and its delivery.
 
     `emit` may be called from any thread, everything else from the loop it was made on.
+
+    Args:
+        backend: the log.
+        folder: where the spool is; None: in memory.
+        target: names the log in the folder.
+        max_bytes: what may wait there; without: 16 MiB in memory, 256 MiB in a folder. An event of more than half of
+            it is refused.
     """
 
-    def __init__(self, backend: Backend, folder: Path | None, target: str) -> None:
+    def __init__(self, backend: Backend, folder: Path | None, target: str, *, max_bytes: int | None = None) -> None:
         self._backend = backend
         self._folder = folder
         self._target = target
+        self._max_bytes = max_bytes or (MEMORY_BYTES if folder is None else FILE_BYTES)
+        self._max_inbox = min(INBOX_BYTES, max_bytes // 2) if max_bytes else INBOX_BYTES
         self._uid_prefix = secrets.token_hex(8)
         self._count = 0
         self._taken = 0
@@ -61,7 +71,9 @@ class Emitting:
         self._own: SpoolFile | None = None
         self._opening: asyncio.Future[None] | None = None
         self._opened = asyncio.Event()
-        self._left: set[tuple[StreamName, int | None]] = set()
+        self._notes: dict[str, str | None] = {}
+        self._noting: dict[str, str | None] = {}
+        """Behind those on their way."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
 
     def emit(self, stream: StreamName, event: Event, owner_epoch: int | None = None) -> bool:
@@ -83,7 +95,7 @@ class Emitting:
 
     def _offer(self, stream: StreamName, event: Event, owner_epoch: int | None) -> bool:
         place = (stream, owner_epoch)
-        if self._full or self._inbox_bytes + len(event.data) + OVERHEAD_BYTES > INBOX_BYTES:
+        if self._full or self._inbox_bytes + len(event.data) + OVERHEAD_BYTES > self._max_inbox:
             if not self._skipped:
                 log.error("the spool is full: events are skipped, and counted", extra={"stream": stream})
             self._skipped[place] = self._skipped.get(place, 0) + 1
@@ -129,15 +141,25 @@ class Emitting:
             if not skipped or self._task.done():
                 return not self._task.done()
 
-    async def wait_recovered(self) -> set[tuple[StreamName, int | None]]:
-        """Wait until what others left in the folder is settled; answer what it was about, as (stream, owner's epoch).
+    def note(self, key: str, text: str | None) -> None:
+        """Keep a fact in the folder, behind what was emitted before; None: forget it. Without a folder it is not kept.
+
+        Who delivers what this process left finds it in the file, see `wait_recovered`.
+        """
+        if self._folder is not None:
+            with self._lock:
+                self._notes[key] = text
+            self._arrived.set()
+
+    async def wait_recovered(self) -> list[SpoolFile]:
+        """Wait until what others left in the folder is settled; answer the files that it was in.
 
         Not all of it need be delivered: what never can be is dropped.
         """
         await self._until_ended(self._opened.wait())
         for delivery in self._deliveries[1:]:
             await self._until_ended(delivery.wait_empty())
-        return set() if self._task.done() else self._left
+        return [] if self._task.done() else [each for each in self._spools[:-1] if isinstance(each, SpoolFile)]
 
     async def aclose(self, flush_seconds: float) -> None:
         """Deliver for a while, then stop; a file keeps the rest, and without one the loss is logged."""
@@ -161,13 +183,15 @@ class Emitting:
                 self._take(stream, _announcement(count), epoch)
             self._skipped.clear()
             left, self._inbox, self._storing = self._storing + self._inbox, [], []
+            notes = self._noting | self._notes
         try:
-            if left and self._folder is not None:
+            if (left or any(notes.values())) and self._folder is not None:
                 if self._own is None:
-                    self._own = SpoolFile.create(self._folder, "emit", self._target)
+                    self._own = SpoolFile.create(self._folder, "emit", self._target, max_bytes=self._max_bytes)
                     self._spools.append(self._own)
-                # What a cancelled call stores all the same is there twice, with the same uids.
-                self._own.put(left)
+                self._keep_in(self._own, left)
+            if self._own is not None:
+                _write_notes(self._own, notes)
             in_memory = sum(each.pending for each in self._spools if isinstance(each, MemorySpool))
             if self._folder is None and (left or in_memory):
                 log.error("emitted events are lost: no folder keeps them", extra={"count": len(left) + in_memory})
@@ -176,6 +200,25 @@ class Emitting:
         finally:
             for spool in self._spools:
                 spool.close()
+
+    def _keep_in(self, spool: SpoolFile, left: list[Entry]) -> None:
+        """Put the last events into the file; what finds no room is counted, and told behind the others."""
+        # What a cancelled call stores all the same is there twice, with the same uids.
+        for at in range(0, len(left), STORE_ENTRIES):
+            try:
+                spool.put(left[at : at + STORE_ENTRIES])
+            except WouldBlock as exc:
+                lost: dict[tuple[StreamName, int | None], int] = {}
+                for entry in left[at:]:
+                    place = (entry.stream, entry.e)
+                    lost[place] = lost.get(place, 0) + _worth(entry)
+                extra = {"count": sum(lost.values()), "reason": str(exc)}
+                log.error("events are lost: they cannot be kept", extra=extra)
+                told = [
+                    (place, replace(_announcement(count), uid=secrets.token_hex(8))) for place, count in lost.items()
+                ]
+                spool.finish([Entry.of(stream, event, epoch) for (stream, epoch), event in told])
+                return
 
     def _ended(self) -> BaseException | None:
         return None if self._task.cancelled() else self._task.exception()
@@ -213,25 +256,37 @@ class Emitting:
         """Move the inbox into the spool, when that has room; until then nothing more is taken in."""
         with self._lock:
             self._storing, self._inbox, self._inbox_bytes = self._inbox, [], 0
+            self._noting, self._notes = self._notes, {}
+        most = STORE_ENTRIES
         while self._storing:
             try:
-                part = self._storing[:STORE_ENTRIES]
+                part = self._storing[:most]
                 if self._folder is not None:
                     await asyncio.to_thread(spool.put, part)
                 else:
                     spool.put(part)
                 del self._storing[: len(part)]
+                most = STORE_ENTRIES
                 # At once: what is behind may find no room before something was delivered.
                 delivery.wake()
             except WouldBlock:
                 self._full = True
-                await asyncio.sleep(FULL_SECONDS)
+                if most > 1:
+                    most //= 2
+                else:
+                    await asyncio.sleep(FULL_SECONDS)
         self._full = False
+        if self._noting and self._own is not None:
+            try:
+                await asyncio.to_thread(_write_notes, self._own, self._noting)
+            except WouldBlock as exc:
+                log.error("a note cannot be kept", extra={"reason": str(exc)})
+            self._noting = {}
 
     async def _open(self, group: asyncio.TaskGroup) -> Spool:
         folder = self._folder
         if folder is None:
-            spool: Spool = MemorySpool()
+            spool: Spool = MemorySpool(self._max_bytes)
             self._spools.append(spool)
             return spool
         # Not cut off in the middle: files that nobody knows of would stay locked until this process ends.
@@ -247,9 +302,19 @@ class Emitting:
     def _open_files(self, folder: Path) -> None:
         for orphan in orphans(folder, self._target):
             self._spools.append(orphan)
-            self._left |= orphan.places()
-        self._own = SpoolFile.create(folder, "emit", self._target)
+        self._own = SpoolFile.create(folder, "emit", self._target, max_bytes=self._max_bytes)
         self._spools.append(self._own)
+
+
+def _write_notes(spool: SpoolFile, notes: Mapping[str, str | None]) -> None:
+    for key, text in notes.items():
+        spool.note(key, text)
+
+
+def _worth(entry: Entry) -> int:
+    """How many events are missing without this one."""
+    told = msgspec.json.decode(entry.d) if entry.t == SKIPPED else None
+    return int(told["count"]) if isinstance(told, dict) and isinstance(told.get("count"), int) else 1
 
 
 def _announcement(count: int) -> Event:

@@ -7,7 +7,7 @@ import msgspec
 from tailrace.core.event import Event, Json
 from tailrace.core.names import StreamName
 
-__all__ = ["Entry", "Header", "Line"]
+__all__ = ["Entry", "Header", "Line", "Note"]
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,6 +52,15 @@ class Line(msgspec.Struct):
     s: str | None = None
     done: int | None = None
     spool: int | None = None
+
+
+class Note(msgspec.Struct, frozen=True):
+    """A line that keeps a fact, or forgets it."""
+
+    note: str
+    """What it is about; the last one counts."""
+    of: str | None
+    """None: forgotten."""
 
 
 class Header(msgspec.Struct, frozen=True):

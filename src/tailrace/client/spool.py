@@ -6,7 +6,8 @@ Rules of this file
    last line (the process was killed) is ignored. Entries carry uids, so that delivering one again is harmless.
 3. Only the holder of the file's lock touches it; who finds an unlocked file may take it over (`orphans`).
 4. Full means `WouldBlock`; nothing is dropped here.
-5. Safe to use from several threads; a file's calls may wait for the disk.
+5. A note is a fact beside the entries. It stays until it is forgotten, however much is delivered, and keeps the file.
+6. Safe to use from several threads; a file's calls may wait for the disk.
 
 Survives `kill -9` of the process at any point. Not a power cut: the file is not synced to the disk.
 """
@@ -19,17 +20,16 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from tailrace.client.entry import Entry, Header, Line
-from tailrace.core.names import StreamName
+from tailrace.client.entry import Entry, Header, Line, Note
 from tailrace.errors import ConfigError, UsageError, WouldBlock
 
-__all__ = ["Entry", "MemorySpool", "Spool", "SpoolFile", "orphans"]
+__all__ = ["FILE_BYTES", "MEMORY_BYTES", "Entry", "MemorySpool", "Spool", "SpoolFile", "orphans"]
 
 MEMORY_BYTES = 16_777_216
 FILE_BYTES = 268_435_456
@@ -96,6 +96,7 @@ class MemorySpool:
 
 _ENTRY = msgspec.json.Decoder(Entry)
 _LINE = msgspec.json.Decoder(Line)
+_NOTE = msgspec.json.Decoder(Note)
 
 
 class SpoolFile:
@@ -114,6 +115,7 @@ class SpoolFile:
         self._head_line = msgspec.json.encode(header) + b"\n"
         self._size = os.fstat(fd).st_size
         self._ends: list[int] = []
+        self._notes: dict[str, str] = {}
         self._head = self._scan()
 
     @classmethod
@@ -159,10 +161,28 @@ class SpoolFile:
         spool._mend()
         return spool
 
-    def places(self) -> set[tuple[StreamName, int | None]]:
-        """The streams and owners' epochs of its entries, of delivered ones too where they are still in the file."""
+    @property
+    def notes(self) -> dict[str, str]:
+        """What was noted and not forgotten."""
         with self._lock:
-            return {(entry.stream, entry.e) for entry, _ in self._entries(0)}
+            return dict(self._notes)
+
+    def note(self, key: str, text: str | None) -> None:
+        """Keep a fact in the file, or forget it (None). It fits always; a file that is closed is left as it is.
+
+        Raises:
+            WouldBlock: the disk is full.
+        """
+        with self._lock:
+            if self._fd < 0 or (text is None and key not in self._notes):
+                return
+            if text is None:
+                del self._notes[key]
+                with contextlib.suppress(WouldBlock):  # a full disk: whoever finds it again finds it true
+                    self._append(_note_lines({key: None}))
+            else:
+                self._append(_note_lines({key: text}))
+                self._notes[key] = text
 
     def finish(self, last: Sequence[Entry] = ()) -> None:
         """Add the last entries; whoever takes this file over need not add the epilogue.
@@ -196,7 +216,7 @@ class SpoolFile:
                 raise UsageError("only what `peek` answered can be done")
             self._head, self._ends = self._ends[count - 1], []
             self.pending -= count
-            if self.pending == 0 and self._size > COMPACT_BYTES:
+            if self.pending == 0 and self._size > COMPACT_BYTES and not self._notes:
                 self._restart()
             elif self._head > max(COMPACT_BYTES, self._size - self._head):
                 self._compact()
@@ -209,7 +229,7 @@ class SpoolFile:
         with self._lock:
             if self._fd < 0:
                 return
-            if self.pending == 0:
+            if self.pending == 0 and not self._notes:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
             os.close(self._fd)
@@ -239,6 +259,11 @@ class SpoolFile:
                 head = max(head, _LINE.decode(line).done or 0)
             elif line.startswith(b'{"finished"'):
                 finished = True
+            elif line.startswith(b'{"note"'):
+                note = _NOTE.decode(line)
+                self._notes.pop(note.note, None)
+                if note.of is not None:
+                    self._notes[note.note] = note.of
         self.finished = finished
         self.pending = sum(1 for _ in self._entries(head))
         return head
@@ -258,7 +283,7 @@ class SpoolFile:
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
-            _write(fd, self._head_line + (FINISHED if self.finished else b""))
+            _write(fd, self._head_line + (FINISHED if self.finished else b"") + _note_lines(self._notes))
             begin = os.fstat(fd).st_size
             # Notes of delivery speak of offsets in the old file.
             for line in (each for each, _ in self._lines(self._head) if each.startswith(b'{"s"')):
@@ -335,6 +360,10 @@ def _together(first: Entry, entry: Entry) -> bool:
 
 def _lines_of(entries: Sequence[Entry]) -> bytes:
     return b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
+
+
+def _note_lines(notes: Mapping[str, str | None]) -> bytes:
+    return b"".join(msgspec.json.encode(Note(key, text)) + b"\n" for key, text in notes.items())
 
 
 def _cost(entry: Entry) -> int:

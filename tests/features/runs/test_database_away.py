@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,14 @@ async def database(start_postgresql: StartPostgresql) -> DatabaseServer:
 class Place:
     """Runs on a database and a Redis, looked after as a gateway does."""
 
-    def __init__(self, backend: LocalRuns, log: RedisLog) -> None:
-        self.backend = backend
+    def __init__(self, connect: Callable[[], LocalRuns], log: RedisLog) -> None:
+        self.backend = connect()
         self.log = log
+        self._connect = connect
 
-    def runs(self, begin_seconds: float = 60.0) -> Runs:
-        return Runs(self.backend, DirectLog.on(self.log), begin_seconds=begin_seconds)
+    def runs(self, **options: Any) -> Runs:
+        """A producing process."""
+        return Runs(self._connect(), DirectLog.on(self.log), **{"begin_seconds": 60.0, **options})
 
     async def ended(self, run_id: str) -> Run:
         """The run, when its stream has its end."""
@@ -64,16 +67,20 @@ async def place(database: DatabaseServer, redis: RedisServer, prefix: str, folde
     log = RedisLog.connect(redis.url, prefix=prefix)
     url = database.url.render_as_string(hide_password=False)
     leases = RedisLeases(log.topology, prefix=prefix)
-    backend = LocalRuns.on(url, log, leases.runs, owner="ada", data_dir=folder, lease_seconds=LEASE, timeout=2)
-    reaper, sealer = Reaper(backend.service, period=0.1), Sealer(backend.service, period=0.1)
+
+    def connect() -> LocalRuns:
+        return LocalRuns.on(url, log, leases.runs, owner="ada", data_dir=folder, lease_seconds=LEASE, timeout=2)
+
+    made = Place(connect, log)
+    reaper, sealer = Reaper(made.backend.service, period=0.1), Sealer(made.backend.service, period=0.1)
     tasks = [asyncio.create_task(work) for work in (reaper.run(), sealer.run())]
     try:
-        yield Place(backend, log)
+        yield made
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await backend.aclose()
+        await made.backend.aclose()
         await leases.aclose()
         await log.aclose()
 
@@ -141,3 +148,50 @@ async def test_a_run_goes_on_without_the_database_for_longer_than_its_lease_and_
         assert [data for type_, data in events if type_ == "note"] == notes
         assert [type_ for type_, _ in events if type_ != "note"] == ["run.started", "run.completed"]
         assert (await there.events("failed"))[-1][0] == "run.failed"
+
+
+async def end_without(database: DatabaseServer, runs: dict[str, Runs]) -> None:
+    """In each process a run of its name, all of which end when the database is away."""
+    async with AsyncExitStack() as stack:
+        open_runs = [await stack.enter_async_context(each.open(run_id=name)) for name, each in runs.items()]
+        await asyncio.to_thread(database.stop)
+        for run in open_runs:
+            run.emit("note", 1)
+            run.result = {"rows": 3}
+
+
+async def test_how_a_run_ended_is_told_when_the_database_is_back_or_by_the_next_process_or_its_loss_is(
+    database: DatabaseServer,
+    redis70: RedisServer,
+    key_prefix: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with place(database, redis70, key_prefix, tmp_path) as there:
+        spool = tmp_path / "spool"
+        waits, forgets = there.runs(), there.runs(end_seconds=0.1)
+        leaves = there.runs(end_seconds=0.1, spool=spool)
+        async with deadline(90):
+            await end_without(database, {"waits": waits, "leaves": leaves, "forgets": forgets})
+            closing = asyncio.create_task(waits.aclose(flush_seconds=0.1))
+            await leaves.aclose(flush_seconds=0.1)
+            await forgets.aclose(flush_seconds=0.1)
+        said = {each.message: each for each in caplog.records}
+        kept = said["ends of runs are kept: the next process on the folder tells them"]
+        lost = said["ends of runs are lost: they could not be told, and no folder keeps them"]
+        assert (kept.runs, lost.runs) == (["leaves"], ["forgets"])  # type: ignore[attr-defined]
+
+        await asyncio.to_thread(database.start)
+        async with deadline(90):
+            await closing
+        assert (await there.backend.get("waits")).status is RunStatus.COMPLETED
+        # By now the lease of the one that left would be over, too.
+        assert (await there.ended("forgets")).status is RunStatus.LOST
+        assert (await there.backend.get("leaves")).status is RunStatus.RUNNING
+        async with there.runs(spool=spool) as following:
+            done = await there.ended("leaves")
+            assert following.refused_ends == 0
+
+        assert (done.status, done.result, done.owner_epoch) == (RunStatus.COMPLETED, {"rows": 3}, 1)
+        assert [type_ for type_, _ in await there.events("leaves")][-1] == "run.completed"
+        assert list(spool.iterdir()) == []

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tailrace.client.spool import SpoolFile
 from tailrace.core.event import StreamState
 from tailrace.core.names import StreamName
 from tailrace.errors import Conflict, Fenced, RunEnded
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.active import current_run, emit
+from tailrace.features.runs.ending import RunEnd
 from tailrace.features.runs.model import RunStatus
 from tailrace.features.runs.steps import RunCancelled
 from tailrace.features.runs.workers import Reaper, Sealer
@@ -283,6 +285,41 @@ async def test_without_a_folder_what_is_lost_with_the_process_is_logged_and_told
     assert notes == list(range(len(notes)))
     assert len(notes) + lost.count >= 500  # type: ignore[attr-defined]
     assert [type_ for type_, _ in events[-2:]] == ["events.skipped", "run.completed"]
+
+
+async def test_an_end_that_comes_too_late_changes_nothing_and_is_logged_and_counted(
+    here: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = tmp_path / "spool"
+    async with here.runs() as runs:
+        run = await runs.begin((await runs.create(run_id="here")).id)
+        await here.service.lose("here", run.epoch)
+        await runs.end(run)
+        assert runs.refused_ends == 1
+    run_id, end = "left", RunEnd(run="left", epoch=1, status=RunStatus.COMPLETED)
+    async with here.runs() as others:
+        left = await others.begin((await others.create(run_id=run_id)).id)
+        await here.service.lose(run_id, left.epoch)
+    await asyncio.to_thread(_leave, spool, end)
+
+    async with here.runs(spool=spool) as following:
+        await eventually(lambda: following.refused_ends == 1, 60)
+
+    assert (await here.service.get(run_id)).status is RunStatus.LOST
+    assert (await here.events(run_id))[-1][0] == "run.lost"
+    refused = [each for each in caplog.records if each.message == "a run did not end as its code did"]
+    assert [(each.run, each.code) for each in refused] == [  # type: ignore[attr-defined]
+        ("here", "FENCED"),
+        ("left", "FENCED"),
+    ]
+    assert list(spool.iterdir()) == []
+
+
+def _leave(folder: Path, end: RunEnd) -> None:
+    """What a process leaves that could not tell how its run ended."""
+    file = SpoolFile.create(folder, "emit", "here")
+    file.note(end.key, end.note())
+    file.close()
 
 
 async def _running(here: Site, run_id: str) -> None:

@@ -15,7 +15,8 @@ from tailrace.cli.target import Target
 from tailrace.client.client import open_backend
 from tailrace.client.delivery import Delivery
 from tailrace.client.spool import Entry, SpoolFile, orphans
-from tailrace.errors import TailraceError
+from tailrace.errors import TailraceError, WouldBlock
+from tailrace.features.runs.ending import RunEnd
 
 __all__ = ["Courier"]
 
@@ -33,12 +34,12 @@ class Courier:
         self._run = run
         self._refused: TailraceError | None = None
         self._trouble: TailraceError | None = None
+        self._told = True
 
     async def accompany(self, session: Session, wait: float) -> int:
         """Run the session beside the deliveries; afterwards wait a while for what is left. Return the exit code."""
         backend = open_backend(self._target.url, self._target.token or "")
         others = list(orphans(self._folder, self._target.spool_target(self._folder)))
-        left = {place for other in others for place in other.places()}
         mine = Delivery(backend, self._spool, threaded=False, on_refused=self._on_refused, on_trouble=self._on_trouble)
         deliveries = [mine, *(Delivery(backend, other, threaded=False) for other in others)]
         self._recorder.on_put = mine.wake
@@ -50,14 +51,21 @@ class Courier:
             keeping.append(asyncio.create_task(registration.keep(self._registered, session.cancel)))
         try:
             code = await session.run()
+            end = registration.end(code, session.signal_name) if registration is not None else None
+            if end is not None:
+                self._note(end, end.note())
+            until = asyncio.get_running_loop().time() + wait
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
+                async with asyncio.timeout_at(until):
                     for delivery in deliveries:
                         await _first_of(delivery.wait_empty(), tasks)
                     if registration is not None:
-                        await registration.seal(left)
-            if registration is not None:
-                await registration.finish(code, session.signal_name, delivered=not self._spool.pending)
+                        await registration.tell_left(others)
+            if registration is not None and end is not None:
+                delivered = not self._spool.pending
+                self._told = await registration.finish(end, delivered=delivered, until=until)
+                if self._told and delivered:
+                    self._note(end, None)
         finally:
             for task in (*tasks, *keeping):
                 task.cancel()
@@ -67,6 +75,10 @@ class Courier:
                 spool.close()
             self._report()
         return code
+
+    def _note(self, end: RunEnd, text: str | None) -> None:
+        with contextlib.suppress(WouldBlock):  # a full disk: then the run is lost, if nobody can be told
+            self._spool.note(end.key, text)
 
     def _registered(self, epoch: int) -> None:
         self._recorder.epoch = epoch
@@ -90,6 +102,11 @@ class Courier:
             complain(
                 f"{self._spool.pending} events are not delivered yet{why}",
                 f"they are kept in {self._folder}; the next `tailrace exec` delivers them",
+            )
+        if not self._told:
+            complain(
+                "how the run ended could not be told",
+                f"it is kept in {self._folder}; the next `tailrace exec` tells it",
             )
         if self._recorder.lost:
             complain(f"{self._recorder.lost} pieces of output were not recorded: the spool was full")

@@ -4,6 +4,7 @@ Rules of this file
 1. It is beside the output, never in its way: a server without runs, or away, leaves the command as it was without.
 2. Registered or not is decided when the command has ended: then the run's end closes the stream, else we do.
 3. A cancel is SIGTERM at once and SIGKILL after the grace time.
+4. How it ended is noted in the spool and told; what nobody could be told in time, the next `tailrace exec` tells.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import msgspec
 
 from tailrace.client.backend import Backend, pause_before
 from tailrace.client.remote import RemoteLog
+from tailrace.client.spool import SpoolFile
 from tailrace.core.names import StreamName
 from tailrace.errors import TailraceError
 from tailrace.features.runs.backend import RunBackend
+from tailrace.features.runs.ending import RunEnd, log_refused, passes
 from tailrace.features.runs.model import RunStatus
-from tailrace.features.runs.recovering import HOLD_SECONDS, seal_delivered
+from tailrace.features.runs.recovering import HOLD_SECONDS, tell_left
 
 __all__ = ["Registration", "RunLabel", "registration_at"]
 
@@ -107,28 +110,42 @@ class Registration:
             async with asyncio.timeout(FIRST_TRY_SECONDS):
                 await self._tried.wait()
 
-    async def finish(self, exit_code: int, signal_name: str | None, *, delivered: bool) -> None:
-        """Say how it ended. What cannot be said now, the lease says later: the run is lost then."""
+    def end(self, exit_code: int, signal_name: str | None) -> RunEnd | None:
+        """How it ended; None: it is no run of ours (any more)."""
         if self.epoch is None or self._fenced:
-            return
+            return None
         status, error = _outcome(exit_code, signal_name, cancelled=self.cancelled)
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await self._backend.finish(
-                    self._run_id,
-                    self.epoch,
-                    status,
-                    error=error,
-                    result={"exit_code": exit_code},
-                    seal=delivered,
-                    hold_seconds=0.0 if delivered else HOLD_SECONDS,
-                )
-        except (TailraceError, TimeoutError) as exc:
-            log.warning("the end of the run could not be told", extra={"run": self._run_id, "error": str(exc)})
+        return RunEnd(run=self._run_id, epoch=self.epoch, status=status, error=error, result={"exit_code": exit_code})
 
-    async def seal(self, places: Iterable[tuple[StreamName, int | None]]) -> None:
-        """End the streams of runs whose commands have ended, now that what they left on the disk is delivered."""
-        await seal_delivered(self._backend, places)
+    async def finish(self, end: RunEnd, *, delivered: bool, until: float) -> bool:
+        """Say how it ended; try until a time of the loop, once at least. False: nobody could be told."""
+        attempt, now = 0, asyncio.get_running_loop().time
+        while True:
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    await end.tell(self._backend, seal=delivered, hold_seconds=HOLD_SECONDS)
+                return True
+            except (TailraceError, TimeoutError) as exc:
+                if isinstance(exc, TailraceError) and not passes(exc):
+                    log_refused(end, exc)
+                    return True
+                pause = pause_before(attempt, cap=2.0)
+                attempt += 1
+                if now() + pause >= until:
+                    log.warning("the end of the run could not be told", extra={"run": self._run_id, "error": str(exc)})
+                    await self._hold(end)
+                    return False
+            await asyncio.sleep(pause)
+
+    async def _hold(self, end: RunEnd) -> None:
+        """Keep the run for who tells its end."""
+        with contextlib.suppress(TailraceError, TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._backend.renew([(end.run, end.epoch)], hold_seconds=HOLD_SECONDS)
+
+    async def tell_left(self, files: Iterable[SpoolFile]) -> None:
+        """Tell how other commands ended, now that what they left on the disk is delivered."""
+        await tell_left(self._backend, files)
 
     async def _claim(self) -> int | None:
         producer, attempt = secrets.token_hex(8), 0

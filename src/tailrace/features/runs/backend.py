@@ -80,8 +80,13 @@ class RunBackend(Protocol):
             RunEnded: there is nothing to do. Conflict: another producer has it and lives.
         """
 
-    async def renew(self, held: Sequence[tuple[str, int]]) -> Mapping[str, LeaseState]:
+    async def renew(self, held: Sequence[tuple[str, int]], *, hold_seconds: float = 0.0) -> Mapping[str, LeaseState]:
         """Keep the leases of (run id, epoch), and learn what is wanted of them. Unknown runs are fenced.
+
+        Args:
+            held: whose.
+            hold_seconds: keep them for so long, where that is longer: their ends are on a disk, and nobody could be
+                told. Whoever delivers what is there tells them.
 
         Raises:
             LogUnavailable, DatabaseUnavailable: nothing is known. Go on working: an outage ends no run.

@@ -75,9 +75,9 @@ class LocalRuns:
         """See `RunBackend`."""
         return await self.service.begin(run_id, producer=producer)
 
-    async def renew(self, held: Sequence[tuple[str, int]]) -> Mapping[str, LeaseState]:
+    async def renew(self, held: Sequence[tuple[str, int]], *, hold_seconds: float = 0.0) -> Mapping[str, LeaseState]:
         """See `RunBackend`."""
-        return await self.service.renew(held)
+        return await self.service.renew(held, hold_seconds=hold_seconds)
 
     async def finish(
         self,

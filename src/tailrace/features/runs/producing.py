@@ -4,8 +4,8 @@ Rules of this file
 1. What runs is never held up, and never fails, because Redis, the database or the gateway is away: only to begin needs
    them. Its end is told as soon as they are back, for as long as this object lives.
 2. One task renews the leases of all runs of the process. An outage of the renewal ends no run.
-3. The end: the status at once, then what still waits in the spool, then the terminal event. Until then the lease is
-   kept, so that nobody seals the stream before.
+3. The end: see ending.py. A process that ends waits a while for ends that nobody could be told; with a folder, the next
+   one on it tells what is left, and the run is held for it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from tailrace.client.client import target_of
 from tailrace.client.credentials import Token
 from tailrace.client.emitting import Emitting
 from tailrace.client.remote import RemoteLog
-from tailrace.errors import AlreadyClosed, ConfigError, Conflict, NotFound, TailraceError
+from tailrace.errors import AlreadyClosed, ConfigError, TailraceError
 from tailrace.features.runs.active import CURRENT, ActiveRun
-from tailrace.features.runs.backend import Claim, RunBackend
-from tailrace.features.runs.model import Run, RunStatus
-from tailrace.features.runs.recovering import HOLD_SECONDS, seal_delivered
+from tailrace.features.runs.backend import Claim, LeaseState, RunBackend
+from tailrace.features.runs.ending import Ends
+from tailrace.features.runs.model import Run
+from tailrace.features.runs.recovering import HOLD_SECONDS, tell_left
 from tailrace.features.runs.remote import HttpRuns
-from tailrace.features.runs.steps import RunCancelled, error_text
 
-__all__ = ["Runs", "outcome_of"]
+__all__ = ["END_SECONDS", "Runs"]
 
 log = logging.getLogger("tailrace.runs")
 
 T = TypeVar("T")
 RENEW_SECONDS = 0.4
 CALL_SECONDS = 10.0
-FLUSH_SECONDS = 2.0
-"""How long the end of a run waits for its events before it is told without them."""
+END_SECONDS = 30.0
 
 
 class Runs:
@@ -52,8 +51,10 @@ class Runs:
         log: the way to their events.
         spool: folder in which events wait that are not delivered yet; without one they wait in memory.
         target: names the log in that folder.
+        spool_bytes: most that may wait; without: 16 MiB in memory, 256 MiB in a folder.
         begin_seconds: how long the beginning of a run is tried.
-        hold_seconds: how long an ended run is kept open for events that this process left in the folder when it died.
+        end_seconds: how long `aclose` waits for ends of runs that nobody could be told: the backend is away.
+        hold_seconds: how long an ended run is held for what this process left in the folder when it ended.
 
     Belongs to one event loop. Use it as a context manager, or call `aclose`.
     """
@@ -65,13 +66,17 @@ class Runs:
         *,
         spool: Path | None = None,
         target: str = "here",
+        spool_bytes: int | None = None,
         begin_seconds: float = CALL_SECONDS,
+        end_seconds: float = END_SECONDS,
         hold_seconds: float = HOLD_SECONDS,
     ) -> None:
         self.backend = backend
         self._log = log
         self._spool = spool
         self._target = target
+        self._spool_bytes = spool_bytes
+        self._end_seconds = end_seconds
         self._begin_seconds = begin_seconds
         self._hold_seconds = hold_seconds if spool is not None else 0.0
         self._emitting: Emitting | None = None
@@ -79,15 +84,25 @@ class Runs:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._closed = False
+        self._late = 0
+        self._ends = Ends(backend, hold_seconds=self._hold_seconds, own=self._own, release=self._release)
 
     @classmethod
-    def connect(cls, url: str | None = None, *, token: Token | None = None, spool: Path | str | None = None) -> Runs:
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        token: Token | None = None,
+        spool: Path | str | None = None,
+        spool_bytes: int | None = None,
+        end_seconds: float = END_SECONDS,
+    ) -> Runs:
         """Runs that a gateway keeps.
 
         Args:
             url: of the gateway; without: `TAILRACE_URL`.
             token: a JWT that may write runs, or a function that answers one; without: `TAILRACE_TOKEN`.
-            spool: see above.
+            spool, spool_bytes, end_seconds: see above.
 
         Raises:
             ConfigError: no address, or not a gateway's.
@@ -97,8 +112,18 @@ class Runs:
             raise ConfigError("runs need a gateway: give its http(s) address, or set TAILRACE_URL")
         remote = RemoteLog(url, os.environ.get("TAILRACE_TOKEN") if token is None else token)
         return cls(
-            HttpRuns(url, None, remote=remote), remote, spool=Path(spool) if spool else None, target=target_of(url)
+            HttpRuns(url, None, remote=remote),
+            remote,
+            spool=Path(spool) if spool else None,
+            target=target_of(url),
+            spool_bytes=spool_bytes,
+            end_seconds=end_seconds,
         )
+
+    @property
+    def refused_ends(self) -> int:
+        """How many ends came too late: the run was lost, or another's, or had ended in another way. Each is logged."""
+        return self._ends.refused + self._late
 
     # -- being a run -----------------------------------------------------------------------------------------
 
@@ -186,67 +211,19 @@ class Runs:
     def _deliver(self) -> Emitting:
         """Begin to deliver, what others left in the folder too."""
         if self._emitting is None:
-            self._emitting = Emitting(self._log, self._spool, self._target)
+            self._emitting = Emitting(self._log, self._spool, self._target, max_bytes=self._spool_bytes)
             if self._spool is not None:
                 self._own(self._recover(self._emitting))
         return self._emitting
 
     async def _recover(self, emitting: Emitting) -> None:
-        await seal_delivered(self.backend, await emitting.wait_recovered())
+        self._late += await tell_left(self.backend, await emitting.wait_recovered())
 
     async def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
-        """End a run: completed, or as the error says. Returns after 2 s at the latest when its events still wait for
-        the log, or as soon as the backend cannot be told; both then go on by themselves."""
-        active.close()
-        if active.fenced:
-            self._release(active)
-            return
-        status, text = outcome_of(error)
-        finish = _Finish(self.backend, active, status, text, self._hold_seconds)
-        flushed = await self._flushed(active)
-        try:
-            await finish(seal=flushed)
-        except TailraceError as exc:
-            if not exc.retryable:
-                self._give_up(active, exc)
-                return
-            log.warning("the end of a run is told later", extra={"run": active.id, "code": exc.code})
-        else:
-            if flushed:
-                self._release(active)
-                return
-        self._own(self._end_later(active, finish))
-
-    async def _flushed(self, active: ActiveRun) -> bool:
+        """End a run: completed, or as the error says. Waits 2 s for its events and 3 s for the backend at the most;
+        both then go on by themselves."""
         assert self._emitting is not None  # noqa: S101 - `begin` made it
-        try:
-            async with asyncio.timeout(FLUSH_SECONDS):
-                return await self._emitting.wait_settled(active.stream, active.epoch)
-        except TimeoutError:
-            return False
-
-    async def _end_later(self, active: ActiveRun, finish: _Finish) -> None:
-        assert self._emitting is not None  # noqa: S101
-        attempt = 0
-        while True:
-            try:
-                if not finish.told:
-                    await finish(seal=False)
-                await self._emitting.wait_settled(active.stream, active.epoch)
-                await finish(seal=True)
-                break
-            except TailraceError as exc:
-                if not exc.retryable:
-                    self._give_up(active, exc)
-                    return
-                await asyncio.sleep(pause_before(attempt, cap=5.0))
-                attempt += 1
-        self._release(active)
-
-    def _give_up(self, active: ActiveRun, error: TailraceError) -> None:
-        self._release(active)
-        level = logging.WARNING if isinstance(error, (Conflict, NotFound)) else logging.ERROR
-        log.log(level, "a run did not end as its code did", extra={"run": active.id, "code": error.code})
+        await self._ends.tell(active, error, self._emitting)
 
     def _release(self, active: ActiveRun) -> None:
         if self._held.get(active.id) is active:
@@ -263,7 +240,7 @@ class Runs:
                 continue
             try:
                 async with asyncio.timeout(CALL_SECONDS):
-                    states = await self.backend.renew([(each.id, each.epoch) for each in held.values()])
+                    states = await self._renew_all(held)
             except (TailraceError, TimeoutError) as exc:
                 if not silent:
                     log.warning("leases of runs are not renewed for now", extra={"error": str(exc)})
@@ -275,14 +252,22 @@ class Runs:
                 if state is not None and (state.cancel or state.fenced):
                     active.stop(fenced=state.fenced)
 
+    async def _renew_all(self, held: Mapping[str, ActiveRun]) -> dict[str, LeaseState]:
+        states: dict[str, LeaseState] = {}
+        for kept, hold in ((False, 0.0), (True, self._hold_seconds)):
+            some = [(each.id, each.epoch) for each in held.values() if self._ends.keeps(each) is kept]
+            if some:
+                states |= await self.backend.renew(some, hold_seconds=hold)
+        return states
+
     # -- life ------------------------------------------------------------------------------------------------
 
     async def aclose(self, *, flush_seconds: float = 5.0) -> None:
         """Wait a while for what still has to be told, then give everything back.
 
-        A run that is still open ends as lost. What was not delivered stays in the spool folder; the next process on it
-        delivers it, and ends the streams of the runs that have ended. Without a folder it is lost: that is logged, and
-        told in the stream before its end.
+        Waits for `end_seconds` more where nobody could be told how a run ended. A run that is still open ends as lost.
+        What was not delivered or told stays in the spool folder; the next process on it delivers it, and ends the runs
+        that have ended. Without a folder it is lost: that is logged, and missing events are told in the stream.
         """
         if self._closed:
             return
@@ -290,6 +275,7 @@ class Runs:
         ending = self._tasks - {self._renewing}
         if ending:
             await asyncio.wait(ending, timeout=flush_seconds)
+        await self._ends.wait_told(self._end_seconds)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -301,9 +287,13 @@ class Runs:
             await self._log.aclose()
             await self.backend.aclose()
 
-    async def __aenter__(self) -> Runs:
+    async def recover(self) -> None:
+        """Begin to deliver and tell what others left in the folder; otherwise the first run begins that."""
         if self._spool is not None:
             self._deliver()
+
+    async def __aenter__(self) -> Runs:
+        await self.recover()
         return self
 
     async def __aexit__(
@@ -336,30 +326,6 @@ class Runs:
             log.error("a defect in producing runs", exc_info=error)
 
 
-class _Finish:
-    """Tells the backend of one end, and remembers what it knows."""
-
-    def __init__(
-        self, backend: RunBackend, active: ActiveRun, status: RunStatus, error: str | None, hold_seconds: float
-    ) -> None:
-        self.told = False
-        """Whether the status is known."""
-        self._backend = backend
-        self._active = active
-        self._status = status
-        self._error = error
-        self._hold_seconds = hold_seconds
-
-    async def __call__(self, *, seal: bool) -> None:
-        active = self._active
-        result = active.result if self._status is RunStatus.COMPLETED else None
-        hold = 0.0 if seal else self._hold_seconds
-        await self._backend.finish(
-            active.id, active.epoch, self._status, error=self._error, result=result, seal=seal, hold_seconds=hold
-        )
-        self.told = True
-
-
 async def _settle_interrupt(
     task: asyncio.Task[Any], active: ActiveRun, error: BaseException | None
 ) -> BaseException | None:
@@ -374,14 +340,3 @@ async def _settle_interrupt(
                 raise
         return None
     return active.why_stopped() if isinstance(error, asyncio.CancelledError) and not task.cancelling() else error
-
-
-def outcome_of(error: BaseException | None) -> tuple[RunStatus, str | None]:
-    """How a run ends whose code ended so."""
-    if error is None:
-        return RunStatus.COMPLETED, None
-    if isinstance(error, RunCancelled):
-        return RunStatus.CANCELLED, None
-    if isinstance(error, (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)):
-        return RunStatus.CANCELLED, f"its code was stopped: {type(error).__name__}"
-    return RunStatus.FAILED, error_text(error)

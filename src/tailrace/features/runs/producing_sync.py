@@ -14,7 +14,7 @@ from tailrace.client.credentials import Token
 from tailrace.client.engine import Engines
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.model import Run, RunStatus
-from tailrace.features.runs.producing import Runs
+from tailrace.features.runs.producing import END_SECONDS, Runs
 from tailrace.features.runs.steps import RunCancelled
 
 __all__ = ["Interrupt", "RunsSync"]
@@ -34,10 +34,18 @@ class RunsSync:
 
     @classmethod
     def connect(
-        cls, url: str | None = None, *, token: Token | None = None, spool: Path | str | None = None
+        cls,
+        url: str | None = None,
+        *,
+        token: Token | None = None,
+        spool: Path | str | None = None,
+        spool_bytes: int | None = None,
+        end_seconds: float = END_SECONDS,
     ) -> RunsSync:
         """See `Runs.connect`."""
-        return cls(lambda: Runs.connect(url, token=token, spool=spool))
+        return cls(
+            lambda: Runs.connect(url, token=token, spool=spool, spool_bytes=spool_bytes, end_seconds=end_seconds)
+        )
 
     def create(
         self,
@@ -117,6 +125,8 @@ class RunsSync:
         self._engines.close(lambda runs: runs.aclose(flush_seconds=flush_seconds))
 
     def __enter__(self) -> RunsSync:
+        engine = self._engines.running()
+        engine.call(engine.client.recover())
         return self
 
     def __exit__(

@@ -1,55 +1,49 @@
-"""The end of runs whose producer died and left events on the disk: who delivers those also says that it was all.
+"""The ends of runs that a process left on the disk: who delivers its events tells them, as their code said.
 
 Rules of this file
-1. Only a run that SQL says has ended, under the epoch of the delivered events, is sealed: in the way it ended.
-2. What cannot be said now is tried again; what never can is logged. The gateway then seals by itself, when the time for
-   which it waits is over.
+1. After the events: the stream ends with the end.
+2. Under the epoch of the run's claim: a run that was lost meanwhile, or taken over, stays what it is. The end that
+   comes too late is logged and forgotten.
+3. What cannot be told now is tried again; what a process does not get told stays in the file.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 
 from tailrace.client.backend import pause_before
-from tailrace.core.names import StreamName
-from tailrace.errors import RunNotFound, TailraceError
+from tailrace.client.spool import SpoolFile
+from tailrace.errors import TailraceError
 from tailrace.features.runs.backend import RunBackend
-from tailrace.features.runs.model import RunStatus
+from tailrace.features.runs.ending import RunEnd, log_refused, passes
 
-__all__ = ["HOLD_SECONDS", "seal_delivered"]
-
-log = logging.getLogger("tailrace.runs")
+__all__ = ["HOLD_SECONDS", "tell_left"]
 
 HOLD_SECONDS = 3_600.0
-"""How long a gateway waits for events that a dead producer left on its disk."""
+"""How long a gateway waits for what a dead producer left on its disk."""
+PAUSE_SECONDS = 5.0
 
 
-async def seal_delivered(backend: RunBackend, places: Iterable[tuple[StreamName, int | None]]) -> None:
-    """Seal the ended runs among streams all of whose events were delivered; those are given with their epochs."""
-    for stream, epoch in sorted(places, key=str):
-        if stream.kind == "run" and epoch is not None:
-            await _seal_patiently(backend, stream.name, epoch)
+async def tell_left(backend: RunBackend, files: Iterable[SpoolFile]) -> int:
+    """Tell the ends that are noted in files all of whose events are settled. Answers how many came too late."""
+    ends = [(file, RunEnd.noted(key, text)) for file in files for key, text in file.notes.items()]
+    told = await asyncio.gather(*[_tell(backend, file, end) for file, end in ends if end is not None])
+    return told.count(False)
 
 
-async def _seal_patiently(backend: RunBackend, run_id: str, epoch: int) -> None:
-    attempt = 0
+async def _tell(backend: RunBackend, file: SpoolFile, end: RunEnd) -> bool:
+    attempt, told = 0, True
     while True:
         try:
-            await _seal(backend, run_id, epoch)
-            return
-        except RunNotFound:
-            return
+            if (await end.tell(backend)).sealed:
+                break
         except TailraceError as exc:
-            if not exc.retryable:
-                log.warning("a run is sealed later", extra={"run": run_id, "code": exc.code})
-                return
-            await asyncio.sleep(pause_before(attempt, cap=5.0))
-            attempt += 1
-
-
-async def _seal(backend: RunBackend, run_id: str, epoch: int) -> None:
-    run = await backend.get(run_id)
-    if run.status.ended and not run.sealed and run.status is not RunStatus.LOST and run.owner_epoch == epoch:
-        await backend.finish(run_id, epoch, run.status, error=run.error, result=run.result)
+            if not passes(exc):
+                log_refused(end, exc)
+                told = False
+                break
+        await asyncio.sleep(pause_before(attempt, cap=PAUSE_SECONDS))
+        attempt += 1
+    await asyncio.to_thread(file.note, end.key, None)
+    return told

@@ -61,12 +61,13 @@ class HttpRuns:
         """See `RunBackend`."""
         return await self._ask(Claim, "POST", _path(run_id, "claim"), {"producer": producer})
 
-    async def renew(self, held: Sequence[tuple[str, int]]) -> Mapping[str, LeaseState]:
+    async def renew(self, held: Sequence[tuple[str, int]], *, hold_seconds: float = 0.0) -> Mapping[str, LeaseState]:
         """See `RunBackend`."""
         states: dict[str, LeaseState] = {}
         for at in range(0, len(held), MAX_LEASES):
             runs = [{"id": run_id, "epoch": epoch} for run_id, epoch in held[at : at + MAX_LEASES]]
-            states |= (await self._ask(_Renewed, "POST", "/runs/leases", {"runs": runs}, seconds=RENEW_SECONDS)).runs
+            body = {"runs": runs} | ({"hold_seconds": hold_seconds} if hold_seconds else {})
+            states |= (await self._ask(_Renewed, "POST", "/runs/leases", body, seconds=RENEW_SECONDS)).runs
         return states
 
     async def finish(

@@ -46,8 +46,7 @@ class Ending(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raises: ValueError, which becomes Malformed."""
-        if not 0 <= self.hold_seconds <= MAX_HOLD_SECONDS:
-            raise ValueError(f"hold_seconds is 0-{MAX_HOLD_SECONDS:.0f}")
+        _check_hold(self.hold_seconds)
 
 
 class Claiming(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -70,6 +69,11 @@ class Renewing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """`POST /runs/leases`."""
 
     runs: list[_Held]
+    hold_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError, which becomes Malformed."""
+        _check_hold(self.hold_seconds)
 
 
 async def read_json(request: Request, shape: type[T], settings: Settings) -> T:
@@ -124,6 +128,11 @@ def list_query(connection: HTTPConnection, *, owner: str | None) -> RunQuery:
 def cursor_of(run: Run) -> str:
     """Where the page after this run begins."""
     return f"r1.{run.created_at}.{run.id}"
+
+
+def _check_hold(seconds: float) -> None:
+    if not 0 <= seconds <= MAX_HOLD_SECONDS:
+        raise ValueError(f"hold_seconds is 0-{MAX_HOLD_SECONDS:.0f}")
 
 
 def _time(connection: HTTPConnection, name: str) -> int | None:

@@ -97,11 +97,12 @@ def run_routes(gateway: Gateway, service: RunService, recent: RecentRuns) -> lis
     async def renew(request: Request) -> Response:
         """For all runs of a process, about twice a second. The answer says who is to stop."""
         principal = await access.principal(request)
-        held = (await read_json(request, Renewing, settings)).runs
+        wanted = await read_json(request, Renewing, settings)
+        held = wanted.runs
         if len(held) > MAX_LEASES:
             raise Malformed(f"at most {MAX_LEASES} runs in one request", field="runs", limit=MAX_LEASES)
         await access.require(principal, Action.WRITE, *(run_stream(each.id) for each in held))
-        states = await service.renew([(each.id, each.epoch) for each in held])
+        states = await service.renew([(each.id, each.epoch) for each in held], hold_seconds=wanted.hold_seconds)
         return json_response({"runs": states})
 
     @router.get(

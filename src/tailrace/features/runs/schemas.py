@@ -10,6 +10,7 @@ from tailrace.web import openapi
 __all__ = ["LIST_PARAMETERS", "SCHEMAS", "answer", "body"]
 
 _STATUS = {"type": "string", "enum": [status.value for status in RunStatus]}
+_HOLD = {"type": "number", "minimum": 0, "maximum": 86400, "default": 0}
 _TIME = {"type": ["integer", "null"], "description": "Unix milliseconds."}
 _EXAMPLE = {
     "id": "5c1f0f0e6d1b4f0e8b7f8a1c2d3e4f50",
@@ -90,7 +91,7 @@ SCHEMAS: dict[str, Any] = {
             "error": {"type": "string"},
             "result": {"description": "Small; or a reference to where it is."},
             "seal": {"type": "boolean", "default": True, "description": "False: events are still on their way."},
-            "hold_seconds": {"type": "number", "minimum": 0, "maximum": 86400, "default": 0},
+            "hold_seconds": _HOLD,
         },
     },
     "ClaimRun": {
@@ -118,7 +119,8 @@ SCHEMAS: dict[str, Any] = {
                     "required": ["id", "epoch"],
                     "properties": {"id": {"type": "string"}, "epoch": {"type": "integer"}},
                 },
-            }
+            },
+            "hold_seconds": {**_HOLD, "description": "Keep them for so long: their ends are on a disk."},
         },
     },
     "Leases": {

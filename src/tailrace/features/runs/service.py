@@ -50,7 +50,7 @@ log = logging.getLogger("tailrace.runs")
 MAX_METADATA_BYTES = 16_384
 MAX_RESULT_BYTES = 65_536
 MAX_HOLD_SECONDS = 86_400.0
-"""For no longer are events waited for that are on a disk somewhere."""
+"""For no longer is waited for what is on a disk somewhere."""
 TRUTH_SHARE = 0.1
 """Of so many renewals one also asks SQL, in case the leases' store lost its memory."""
 
@@ -127,14 +127,14 @@ class RunService:
             log.info("a run was claimed without a lease", extra={"run": run.id})  # its first renewal takes one
         return Claim(run, run.owner_epoch, self.lease_seconds)
 
-    async def renew(self, held: Sequence[tuple[str, int]]) -> Mapping[str, LeaseState]:
+    async def renew(self, held: Sequence[tuple[str, int]], *, hold_seconds: float = 0.0) -> Mapping[str, LeaseState]:
         """See `RunBackend`."""
         if not held:
             return {}
         unknown: LogError | None = None
         states: dict[str, LeaseState] = {}
         try:
-            answers = await self.leases.renew(held, self.lease_seconds)
+            answers = await self.leases.renew(held, max(self.lease_seconds, min(hold_seconds, MAX_HOLD_SECONDS)))
         except LogError as error:
             unknown = error
         else:
