@@ -143,6 +143,43 @@ async def test_what_does_not_fit_is_left_out_and_told_at_its_place(
     assert bridge.counts.skipped == 100 - len(kept)
 
 
+@pytest.mark.parametrize("fault", ["full", "hangs"])
+async def test_what_waited_when_the_lease_was_lost_and_what_came_while_nobody_led_is_a_gap_at_its_place(
+    make: MakePublisher, start_redis: StartRedis, start_proxy: StartProxy, key_prefix: str, fault: str
+) -> None:
+    server = await start_redis()
+    old = make(server.url)
+    proxy, url = await breakable(server, start_proxy)
+    async with bridging(server, key_prefix, url=url, lease_seconds=2.0) as bridge:
+        await old.publish_to_channel("w1", {"n": 1})
+        await stored(old, 1)
+        # A full Redis refuses to store and to renew the lease; channels go on.
+        await server.cli("CONFIG", "SET", "maxmemory", "1")
+        for workflow in ("w1", "waits"):
+            await old.publish_to_channel(workflow, {"n": 2})
+        await eventually(lambda: bridge.counts.heard == 3, WAIT)
+        proxy.black_hole = fault == "hangs"
+        await eventually(lambda: not bridge.leads, WAIT)
+        assert bridge.waiting_bytes == 0
+        for workflow in ("w1", "later"):
+            await old.publish_to_channel(workflow, {"n": 3})
+        await server.cli("CONFIG", "SET", "maxmemory", "0")
+        # What the bridge gave up asking is answered now, and nobody hears that it leads again.
+        proxy.restore()
+        await eventually(lambda: bridge.hears and bridge.leads, WAIT)
+        for workflow in ("w1", "waits", "later", "new"):
+            await old.publish_to_channel(workflow, {"n": 4})
+
+        for workflow in ("w1", "waits", "later"):
+            found = await everything(old, workflow)
+            # What it gave up storing may be stored later all the same, once; before the gap.
+            numbers = [each["n"] for each in found if "n" in each]
+            assert numbers == sorted(set(numbers)), found
+            assert (3 in numbers, numbers[-1]) == (False, 4), found
+            assert [each["count"] for each in found[-2:-1] if "n" not in each] == [None], found
+            assert {each["reason"] for each in found if "n" not in each} <= {"takeover", "link"}
+
+
 async def test_a_bridge_that_is_killed_is_followed_by_the_other_with_a_gap_that_is_told(
     make: MakePublisher, redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:

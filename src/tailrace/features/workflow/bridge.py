@@ -117,6 +117,8 @@ class Bridge:
         self._told_on = 0
         """The connection on which that was said."""
         self._deaf_until = float("-inf")
+        self._dropped = False
+        """Whether this bridge has led, and let go of what waited then."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -166,17 +168,20 @@ class Bridge:
         if not leads:
             if self.leads:
                 self._stop_leading("another bridge leads")
+            self._dropped = False  # that one says what may be missing
             self._forget_before(begun - self._lease_seconds - RENEW_SECONDS)
             return
         self._lease_until = begun + self._lease_seconds
         if not self.leads or taken:
-            self.leads, self._epoch = True, epoch
+            # Ours since an answer that was lost: then nobody knows for how long it was silent. Or we had let go of it.
+            unknown = not taken or self._dropped
+            self.leads, self._epoch, self._dropped = True, epoch, False
             self.counts.takeovers += 1
             log.info("this bridge leads", extra={"epoch": epoch})
-            if taken and silent:
+            if silent or unknown:
                 # What the one before heard and did not store, and what was heard while nobody led.
                 seconds = silent + 2 * RENEW_SECONDS
-                if begun - self._deaf_until < seconds:
+                if unknown or begun - self._deaf_until < seconds:
                     seconds += RECENT_SECONDS  # not everything was heard
                 self._announce("takeover", seconds)
                 self._lost_at = None
@@ -184,7 +189,7 @@ class Bridge:
 
     def _stop_leading(self, why: str) -> None:
         log.warning("this bridge does not lead any more", extra={"why": why})
-        self.leads = False
+        self.leads, self._dropped = False, True
         now = asyncio.get_running_loop().time()
         for stream in self._lines:
             self._recent[stream] = (now, self._recent.get(stream, (now, 0))[1])
