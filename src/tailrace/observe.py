@@ -90,8 +90,8 @@ def configure_logging(settings: Settings, stream: Any = None) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    # These say at INFO what ours say better.
-    for name in ("httpx", "httpcore"):
+    # These say at INFO what ours say better, or what nobody asked.
+    for name in ("httpx", "httpcore", "alembic.runtime.plugins"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 

@@ -160,15 +160,24 @@ async def test_records_of_a_process_are_described(page: Page) -> None:
         ("run.output", {"stream": "stderr", "text": "aGkg/w==", "encoding": "base64", "partial": True}),
         ("run.exited", {"exit_code": 143, "signal": "SIGTERM", "seconds": 75.0, "lines": 3}),
         ("run.exited", {"exit_code": 0, "signal": None, "seconds": 0.5, "lines": 3}),
+        ("run.started", {"kind": "report", "title": "May", "epoch": 1}),
+        ("run.completed", {"status": "completed", "started_at": 1_000, "ended_at": 2_500, "result": {"pages": 3}}),
+        ("run.failed", {"status": "failed", "started_at": None, "ended_at": 2_500, "error": "no disk"}),
         ("run.output", {"stream": "stdout", "text": 7}),
+        ("run.started", {"epoch": 1}),
+        ("run.failed", {"attempt": 1}),
         ("note", {"text": "x"}),
         ("run.output", None),
     ]
 
-    started, line, killed, good, *others = await page.evaluate(script, records)
+    started, line, killed, good, titled, completed, failed, *others = await page.evaluate(script, records)
 
     assert started["command"] == "sh -c 'it'\\''s'"
     assert (line["fd"], line["text"], line["marks"]) == ("stderr", "hi \ufffd", ["not UTF-8", "no line end"])
     assert (killed["headline"], killed["ok"]) == ("ended by SIGTERM after 1 min 15 s", False)
     assert (good["headline"], good["ok"]) == ("exited with 0 after 0.50 s", True)
-    assert others == [None, None, None]
+    assert (titled["command"], titled["facts"]) == ("May", [["kind", "report"]])
+    assert (completed["headline"], completed["ok"]) == ("completed after 1.50 s", True)
+    assert completed["facts"] == [["result", '{"pages":3}']]
+    assert (failed["headline"], failed["ok"]) == ("failed: no disk", False)
+    assert others == [None] * 5

@@ -116,6 +116,7 @@ async def test_finished_stream_ends_the_watching(open_page: OpenPage, site: Site
     await live.wait_state("ended")
     await live.wait_ids(ids)
     assert live.opened == 1
+    assert await live.page.is_disabled("#composer button")
 
 
 async def test_forbidden_stream_is_refused_and_not_asked_for_again(open_page: OpenPage, site: Site) -> None:
@@ -134,6 +135,7 @@ async def test_bad_token_asks_for_a_better_one(open_page: OpenPage, site: Site, 
     await live.wait_state("refused")
 
     assert await live.page.is_visible("#sign-in")
+    assert "expired" in (await live.page.text_content("#sign-in-why") or "")
     await live.page.fill("#token", auth)
     await live.page.click("#sign-in-form button[type=submit]")
 

