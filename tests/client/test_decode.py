@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tailrace import errors
 from tailrace.client.credentials import Credentials, expiry_of
 from tailrace.client.problems import error_of
-from tailrace.client.wire import decode_control, decode_page, decode_record, encode_events
+from tailrace.client.wire import PageAnswer, decode_control, decode_page, decode_record, encode_events
 from tailrace.codes import CloseCode
 from tailrace.core.codec import decode_events, encode, prepare
-from tailrace.core.event import Degraded, Ended, Event, Gap, GapReason, Record, StreamState
+from tailrace.core.event import Degraded, Ended, Event, Gap, GapReason, Json, Record, StreamState
 from tailrace.core.frames import closed_payload, control_payload, envelope, open_payload
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
@@ -121,3 +121,12 @@ async def test_a_token_is_renewed_before_it_expires_and_once_for_all_who_wait() 
 async def test_a_token_function_that_answers_nothing_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(errors.ConfigError):
         await Credentials(lambda: "").headers()
+
+
+def test_a_page_gives_every_gap_that_stands_before_one_record() -> None:
+    record = Record(RUN, ID, PREV, "n", Json(b"1"), 5)
+    gaps = tuple(Gap(RUN, PREV, before, None, reason, PREV) for before in (ID, None) for reason in GapReason)
+
+    given = list(PageAnswer((record,), False, None, gaps).items())
+
+    assert [item for item in given if isinstance(item, Gap)] == list(gaps)

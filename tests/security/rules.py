@@ -36,6 +36,8 @@ RULES: dict[tuple[str, str], list[Ask]] = {
     ("HEAD", "/openapi.json"): [Ask(Rule.PUBLIC)],
     ("GET", "/healthz"): [Ask(Rule.PUBLIC)],
     ("GET", "/readyz"): [Ask(Rule.PUBLIC)],
+    ("HEAD", "/healthz"): [Ask(Rule.PUBLIC)],
+    ("HEAD", "/readyz"): [Ask(Rule.PUBLIC)],
     ("GET", "/metrics"): [Ask(Rule.PUBLIC)],
     ("GET", "/events/health"): [Ask(Rule.PUBLIC)],
     ("GET", "/events/stream"): [Ask(Rule.READ)],

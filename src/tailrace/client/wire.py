@@ -84,16 +84,19 @@ class PageAnswer(msgspec.Struct, frozen=True):
 
     def items(self) -> Iterator[Record | Gap]:
         """Records and gaps, each gap at its place."""
-        following = {gap.before: gap for gap in self.gaps}
+        following: dict[EntryId | None, list[Gap]] = {}
+        for gap in self.gaps:
+            following.setdefault(gap.before, []).append(gap)
         newest_first = len(self.records) > 1 and self.records[0].id > self.records[-1].id
         for record in self.records:
-            gap = following.pop(record.id, None)
-            if gap is not None and not newest_first:
-                yield gap
+            gaps = following.pop(record.id, [])
+            if not newest_first:
+                yield from gaps
             yield record
-            if gap is not None and newest_first:
-                yield gap
-        yield from following.values()
+            if newest_first:
+                yield from gaps
+        for gaps in following.values():
+            yield from gaps
 
 
 Told: TypeAlias = Opened | Closed | Gap | Ended | Degraded

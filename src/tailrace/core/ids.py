@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tailrace.errors import InvalidCursor
 
-__all__ = ["EntryId", "ZERO"]
+__all__ = ["EntryId", "ZERO", "id_after", "id_before"]
 
 _CANONICAL = re.compile(r"(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})", re.ASCII)
 _U64 = 2**64
@@ -42,3 +42,15 @@ class EntryId(NamedTuple):
 
 ZERO = EntryId(0, 0)
 """Before every record: the `prev` of a stream's first record, and the cursor of a reader that has read nothing."""
+
+
+def id_after(entry: EntryId) -> EntryId:
+    """The smallest larger id."""
+    return EntryId(entry.ms, entry.seq + 1) if entry.seq < _U64 - 1 else EntryId(entry.ms + 1, 0)
+
+
+def id_before(entry: EntryId) -> EntryId:
+    """The largest smaller id; of ZERO itself."""
+    if entry == ZERO:
+        return ZERO
+    return EntryId(entry.ms, entry.seq - 1) if entry.seq > 0 else EntryId(entry.ms - 1, _U64 - 1)

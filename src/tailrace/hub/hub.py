@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tailrace.codes import CloseCode
-from tailrace.core.chain import Position, at_head, start
+from tailrace.core.chain import Position, start
 from tailrace.core.cursor import Resume, Since, Special
 from tailrace.core.event import Degraded, Record
 from tailrace.core.ids import ZERO, EntryId
@@ -24,6 +24,7 @@ from tailrace.errors import LogError, LogUnavailable
 from tailrace.eventlog.base import Log, Tail
 from tailrace.hub.block import Sink
 from tailrace.hub.failing import Failing
+from tailrace.hub.place import place_of_time
 from tailrace.hub.subscription import Lane, Subscription
 from tailrace.hub.topic import PAGE_RECORDS, TAIL_BYTES, Topic
 
@@ -106,6 +107,9 @@ class Hub:
                 subscription.close(CloseCode.GOING_AWAY)
             if index + size < len(waiting):
                 await asyncio.sleep(window_seconds / WAVES)
+        for subscription in list(self._subscriptions):
+            # Whoever was being let in when it began.
+            subscription.close(CloseCode.GOING_AWAY)
 
     @property
     def degraded(self) -> bool:
@@ -203,18 +207,8 @@ class Hub:
         if isinstance(resume, EntryId):
             return start(resume)
         if isinstance(resume, Since):
-            return await self._resolve_time(topic, resume)
+            return await place_of_time(self._log, topic.stream, resume)
         raise TypeError(f"not a place to resume from: {resume!r}")
-
-    async def _resolve_time(self, topic: Topic, since: Since) -> Position:
-        page = await self._log.range(topic.stream, start=EntryId(since.ms, 0), limit=1)
-        record = next((record for record in page.records if not record.foreign), None)
-        if record is None:
-            return at_head(page.head)
-        if record.id == page.first:
-            # Nothing older is retained: begin at the first record, with the gap before it if there is one.
-            return start(ZERO)
-        return start(record.prev if record.prev is not None else ZERO)
 
     # -- topics --------------------------------------------------------------------------------------------
 
@@ -259,6 +253,8 @@ class Hub:
         while True:
             await asyncio.sleep(1.0)
             self.failing.tell(self._topics, self._subscriptions, degraded=self.degraded)
+            for subscription in tuple(self._subscriptions):
+                subscription.remind()
             before = self._clock() - LINGER_SECONDS
             idle = [
                 topic

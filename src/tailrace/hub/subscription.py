@@ -56,15 +56,20 @@ class Lane:
 
     def deliver(self, block: Block, after: Position) -> bool:
         """The turn's block, while live. False: the sink is full, and the lane goes back to replaying."""
-        if self.sink.write(block):
+        taken = False
+        try:
+            taken = self.sink.write(block)
+        finally:
+            if not taken:
+                # Also when the sink broke: who is not live and not replaying either would wait for ever.
+                self.live = False
+                self.subscription.left_live += 1
+                self.subscription.wake()
+        if taken:
             self.position = after
             if block.ended is not None:
                 self.subscription.lane_ended(self, block.ended)
-            return True
-        self.live = False
-        self.subscription.left_live += 1
-        self.subscription.wake()
-        return False
+        return taken
 
     def ends_with(self, ended: Ended) -> bool:
         """Whether this reader is done with the stream now."""
@@ -87,7 +92,7 @@ class Subscription:
         self.stays_open = stays_open
         """Whether it goes on when the last stream has ended; others may be added."""
         self._degraded = hub.degraded
-        """What the reader was told last; of this it is told when it begins."""
+        self._owed: Degraded | None = None
         self._closing: CloseCode | None = None
         self._abandoned = False
         self._woken: asyncio.Future[None] | None = None
@@ -124,6 +129,11 @@ class Subscription:
     def closing(self) -> CloseCode | None:
         """Why `run` is about to return, if it is."""
         return self._closing
+
+    @property
+    def degraded(self) -> bool:
+        """What the reader was told last of the log; until it is told something, what it is told when it begins."""
+        return self._degraded
 
     @property
     def failing(self) -> bool:
@@ -164,7 +174,7 @@ class Subscription:
         """Whether every stream has ended and nothing is left to be given."""
         return all(
             lane.topic.head.ended
-            and lane.topic.head.id == lane.position.cursor
+            and lane.topic.ends_at(lane.position)
             and lane.ends_with(Ended(lane.stream, lane.position.cursor, lane.topic.head.state))
             for lane in self._lanes.values()
         )
@@ -181,10 +191,23 @@ class Subscription:
             self.wake()
 
     def notice(self, degraded: Degraded) -> None:
-        """Tell the reader what it does not know yet, if its sink takes it now."""
-        if degraded.active is not self._degraded:
-            self._degraded = degraded.active
-            self.sink.write(Block.of(None, [degraded]))
+        """Tell the reader what it does not know yet; when its sink is full, later."""
+        self._owed = degraded if degraded.active is not self._degraded else None
+        self.remind()
+
+    def remind(self) -> None:
+        """Tell what is still to be told, if the sink takes it now. The hub asks every second."""
+        owed = self._owed
+        if owed is None:
+            return
+        try:
+            taken = self.sink.write(Block.of(None, [owed]))
+        except Exception:
+            # One broken sink must not end the hub for the others.
+            log.exception("a sink failed")
+            taken = True
+        if taken:
+            self._degraded, self._owed = owed.active, None
 
     async def run(self) -> CloseCode:
         """Feed the sink until the subscription is closed, every stream has ended, or the client is gone or stuck.
@@ -238,8 +261,12 @@ class Subscription:
         if stretch.block.cells:
             await self._offer(lane, stretch)
         elif stretch.after.cursor == lane.position.cursor != topic.position.cursor:
-            # The log has nothing more, yet the topic is elsewhere: its end is in doubt.
             lane.position = stretch.after
+            if stretch.seen == topic.position and stretch.after.chained == topic.position.chained:
+                # What the topic had beyond were foreign entries, and they are gone again.
+                lane.position = topic.position
+                return
+            # The log has nothing more, yet the topic is elsewhere: its end is in doubt.
             moved = topic.moved()
             self._hub.doubt(topic)
             await self._until(asyncio.shield(moved))
@@ -250,9 +277,9 @@ class Subscription:
     def _untold_end(self, lane: Lane) -> Ended | None:
         """The end of the stream, if it is known and a flush is not about to tell it."""
         head = lane.topic.head
-        if not head.ended or lane.topic.dirty or head.id != lane.position.cursor:
+        if not head.ended or lane.topic.dirty or not lane.topic.ends_at(lane.position):
             return None
-        ended = Ended(lane.stream, head.id, head.state)
+        ended = Ended(lane.stream, lane.position.cursor, head.state)
         return None if lane.told == ended else ended
 
     async def _load(self, lane: Lane) -> Stretch | None:

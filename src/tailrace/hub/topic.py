@@ -57,11 +57,13 @@ class Lane(Protocol):
 class Stretch:
     """Items that follow a position, and the position they lead to."""
 
-    __slots__ = ("after", "block")
+    __slots__ = ("after", "block", "seen")
 
-    def __init__(self, block: Block, after: Position) -> None:
+    def __init__(self, block: Block, after: Position, seen: Position | None = None) -> None:
         self.block = block
         self.after = after
+        self.seen = seen
+        """Where the topic was when the log was asked; None: it was not."""
 
 
 class Topic:
@@ -132,7 +134,7 @@ class Topic:
             return False
         self.head = head
         if head.ended:
-            self._end(Ended(self.stream, head.id, head.state))
+            self._end(Ended(self.stream, self.ahead.cursor, head.state))
         return True
 
     def take_page(self, page: Page) -> bool:
@@ -162,6 +164,10 @@ class Topic:
             self._tail.clear()
             self._tail_bytes = 0
             self.forget_pages()
+
+    def ends_at(self, position: Position) -> bool:
+        """Whether who is there has all of the stream: its last record, and the foreign entries behind it."""
+        return position.cursor == self.position.cursor and self.position.chained == self.head.id
 
     @property
     def dirty(self) -> bool:
@@ -265,12 +271,13 @@ class Topic:
         return stretch
 
     async def _load(self, position: Position, limit: int) -> Stretch:
+        seen = self.position
         page = await self._read(self.stream, position, limit)
         items, after = advance(self.stream, position, page)
         if after.cursor < position.cursor:
             # History begins anew, and this process may not have been told yet.
             self.forget_pages()
-        return Stretch(Block.of(self.stream, items), after)
+        return Stretch(Block.of(self.stream, items), after, seen)
 
     def forget_pages(self) -> None:
         """Drop the shared pages: the history may have changed under them."""

@@ -66,7 +66,7 @@ async def open_sse(
     """
     waiting: Sink = _Waiting()
     subscription = await hub.open(resume, waiting, conflate=options.conflate, compact=options.compact)
-    return SseResponse(hub, subscription, options, pulse, guards)
+    return SseResponse(subscription, options, pulse, guards)
 
 
 class SseResponse:
@@ -74,14 +74,14 @@ class SseResponse:
 
     def __init__(
         self,
-        hub: Hub,
         subscription: Subscription,
         options: SseOptions,
         pulse: Pulse,
         guards: Sequence[Guard],
     ) -> None:
         self.subscription = subscription
-        self._hub = hub
+        self.ended: CloseCode | None = None
+        """Why the server ended the reading; None: it did not, or not yet."""
         self._options = options
         self._pulse = pulse
         self._guards = guards
@@ -123,12 +123,13 @@ class SseResponse:
             code = await (self._feed_raw(channel) if channel is not None else self._feed_send(receive, send))
         except SinkClosed:
             return
+        self.ended = code
         await self._close(code, channel, send)
 
     def _priming(self) -> bytes:
         retry = frames.retry(random.uniform(*self._options.retry_seconds))
         opened = frames.sse_open(self.subscription.cursors, self.subscription.heads)
-        degraded = frames.sse_item(Degraded(active=True)) if self._hub.degraded else b""
+        degraded = frames.sse_item(Degraded(active=True)) if self.subscription.degraded else b""
         return retry + opened + degraded
 
     def _form(self) -> tuple[frames.SseForm, Tokens | None]:

@@ -105,7 +105,7 @@ class Socket:
         else:
             self._sink = SendWsSink(send, form, heartbeat, self._options.sink)
         self._subscription.sink = self._sink
-        if self._hub.degraded:
+        if self._subscription.degraded:
             self._sink.say(frames.degraded_payload(Degraded(active=True)))
 
     def _first(self) -> bytes:

@@ -144,7 +144,7 @@ class Access:
         """
         try:
             identity = await self._identify(connection, holder)
-            self._check_good(identity.principal)
+            self.check_good(identity.principal)
             return identity
         except Unauthorized as error:
             self._on_failure(str(error.data.get("reason", "missing")))
@@ -206,12 +206,13 @@ class Access:
             LogUnavailable: it cannot be found out now.
         """
         newer = await self._verify(token, "token")
-        self._check_good(newer)
+        self.check_good(newer)
         if newer.sub != principal.sub:
             raise Forbidden("the token is for another user")
         return newer
 
-    def _check_good(self, principal: Principal) -> None:
+    def check_good(self, principal: Principal) -> None:
+        """Raise Unauthorized where the proof ran out or was revoked."""
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise Unauthorized("the token has expired", reason="expired")
         if principal.via != "application" and self.revocations.covers(principal):
@@ -219,15 +220,24 @@ class Access:
 
     # -- short tokens --------------------------------------------------------------------------------------
 
-    async def mint(self, principal: Principal) -> str:
-        """Make a short token for what `principal` may do. Raises: LogUnavailable."""
-        token = f"st1_{secrets.token_urlsafe(32)}"
+    def short_seconds(self, principal: Principal) -> float:
+        """How long a short token of `principal` is good for its first use: never longer than what it is made from.
+
+        Raises:
+            Unauthorized: that has run out.
+        """
         seconds = self._settings.sse_token_seconds
         if principal.expires_at is not None:
             seconds = min(seconds, principal.expires_at - self._clock())
         if seconds <= 0:
             raise Unauthorized("the token has expired", reason="expired")
-        await self._store.put_token(_token_key(token), msgspec.msgpack.encode(principal), seconds)
+        return seconds
+
+    async def mint(self, principal: Principal) -> str:
+        """Make a short token for what `principal` may do. Raises: LogUnavailable; as `short_seconds`."""
+        token = f"st1_{secrets.token_urlsafe(32)}"
+        payload = msgspec.msgpack.encode(principal)
+        await self._store.put_token(_token_key(token), payload, self.short_seconds(principal))
         return token
 
     async def _claim(self, token: str, holder: str) -> Identity:
@@ -253,13 +263,8 @@ class Access:
             if not await self.authorizer.authorize(principal, action, stream):
                 raise Forbidden(f"not allowed to {action.value} this stream", stream=stream)
 
-    async def still_good(self, principal: Principal, streams: tuple[StreamName, ...]) -> list[StreamName]:
-        """The streams that a live reader may not read any more.
-
-        Raises:
-            Unauthorized: its token ran out or was revoked.
-        """
-        self._check_good(principal)
+    async def denied(self, principal: Principal, streams: tuple[StreamName, ...]) -> list[StreamName]:
+        """The streams that a live reader may not read any more."""
         return [each for each in streams if not await self.authorizer.authorize(principal, Action.READ, each)]
 
 

@@ -5,7 +5,8 @@ Rules of this file
    given back by the keeper. Whoever is killed leaves nothing: seats end by themselves in the store.
 2. The store decides (atomically, for all gateways). While it does not answer, this process decides by what it knows,
    and readers stay served.
-3. The keeper holds every lease against expiry, revocation, grants and the store every `recheck_seconds`.
+3. The keeper holds every lease against expiry, revocation, grants and the store every `recheck_seconds`. An authorizer
+   that does not answer about one holds up neither the others nor what needs no authorizer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from starlette.requests import HTTPConnection
@@ -38,6 +39,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 START_SECONDS = 30.0
 """A lease whose response did not begin by then is given back."""
 CHUNK = 256
+PARALLEL_CHECKS = 16
+"""Leases about which the authorizer is asked at the same time."""
+GRANT_SECONDS = 2.0
+"""How long it may think about one of them: the next round asks again."""
 
 
 class Barred(TailraceError):
@@ -168,6 +173,8 @@ class Connections:
         self._leases: dict[str, Lease] = {}
         self._returned: list[Seat] = []
         self._wake = asyncio.Event()
+        self._admitting = 0
+        """How many wait for the store: they count, or those that come together would all be let in."""
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -194,10 +201,11 @@ class Connections:
             RateLimited: a limit is reached, and nobody has to go for this one.
             Barred: this connection was replaced by another a short time ago.
         """
-        if len(self._leases) >= self._settings.max_connections:
+        if len(self._leases) + self._admitting >= self._settings.max_connections:
             raise RateLimited("this server has as many connections as it takes", retry_after=5.0, limit_of="server")
         member = connection_name(connection) or identity.token_key or nonce
         taken: list[Seat] = []
+        self._admitting += 1
         try:
             for seat, limit, evict in self._wanted(connection, identity.principal, member, nonce):
                 await self._take(seat, limit, evict)
@@ -205,6 +213,8 @@ class Connections:
         except BaseException:
             self._give_back(taken)
             raise
+        finally:
+            self._admitting -= 1
         lease = Lease(self, identity, tuple(taken), nonce, transport)
         lease.watch(*streams)
         self._leases[nonce] = lease
@@ -261,7 +271,8 @@ class Connections:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._return_seats(), name="seats")
-                group.create_task(self._recheck(), name="leases")
+                group.create_task(self._every(self._check_leases), name="leases")
+                group.create_task(self._every(self._check_grants), name="grants")
         finally:
             seats = [*self._returned, *(seat for lease in self._leases.values() for seat in lease.seats)]
             await _briefly(self._store.release, seats)
@@ -276,48 +287,65 @@ class Connections:
             except LogError:
                 log.debug("seats end by themselves", extra={"count": len(seats)})
 
-    async def _recheck(self) -> None:
+    async def _every(self, check: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(self._settings.recheck_seconds)
             try:
-                await self.check()
+                await check()
             except LogError as error:
                 log.debug("leases cannot be refreshed", extra={"code": error.code})
 
     async def check(self) -> None:
-        """Hold every lease against all that can end it.
+        """Hold every lease against all that can end it. Raises: LogUnavailable; all but the store was asked."""
+        await self._check_grants()
+        await self._check_leases()
 
-        Raises:
-            LogUnavailable: what the store knows could not be asked; everything else was checked.
-        """
+    async def _check_leases(self) -> None:
+        """What needs no authorizer: expiry, revocation, the store."""
         unknown: LogError | None = None
         try:
             await self._access.revocations.refresh()
         except LogError as error:
             unknown = error
+        worthless: list[str] = []
         for lease in list(self._leases.values()):
             if lease.forgotten:
                 lease.on_forgotten()
                 lease.release()
-            elif lease.ended is None:
-                await self._check_grants(lease)
+            elif lease.ended is None and not self._is_good(lease) and lease.hold is not None:
+                worthless.append(lease.hold.key)
+        await _briefly(self._store.drop_tokens, worthless)
         if unknown is not None:
             raise unknown
         await self._refresh()
 
-    async def _check_grants(self, lease: Lease) -> None:
+    def _is_good(self, lease: Lease) -> bool:
+        """Whether its proof still is; else it ends."""
         try:
-            denied = await self._access.still_good(lease.principal, lease.streams)
+            self._access.check_good(lease.principal)
         except Unauthorized as error:
-            expired = error.data.get("reason") == "expired"
-            lease.end(CloseCode.TOKEN_EXPIRED if expired else CloseCode.UNAUTHORIZED)
-            hold = lease.hold
-            if hold is not None:
-                await _briefly(self._store.drop_tokens, [hold.key])
-            return
-        except TailraceError as error:
+            lease.end(CloseCode.TOKEN_EXPIRED if error.data.get("reason") == "expired" else CloseCode.UNAUTHORIZED)
+        return lease.ended is None
+
+    async def _check_grants(self) -> None:
+        """Ask the authorizer about every lease, about several at a time."""
+        waiting = iter([lease for lease in self._leases.values() if lease.ended is None])
+
+        async def ask() -> None:
+            for lease in waiting:
+                await self._check_grant(lease)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(PARALLEL_CHECKS):
+                group.create_task(ask())
+
+    async def _check_grant(self, lease: Lease) -> None:
+        try:
+            async with asyncio.timeout(GRANT_SECONDS):
+                denied = await self._access.denied(lease.principal, lease.streams)
+        except (TailraceError, TimeoutError) as error:
             # Who cannot be asked has not said no.
-            log.warning("the authorizer does not answer", extra={"code": error.code})
+            log.warning("the authorizer does not answer", extra={"code": getattr(error, "code", "TIMEOUT")})
             return
         except Exception:
             # An embedding application's authorizer; its defect must not end everybody's connections.

@@ -4,7 +4,8 @@ Rules of this file
 1. `start_id` and `end_id` are inclusive, `since_id` is what the reader has and exclusive. `next_id` is the first id
    not returned: the next page's `start_id`, with `order=desc` its `end_id`.
 2. A page ends at its limit or at its bytes, whichever comes first, but holds at least one record if there is one.
-3. What is missing between the asked position and the first record, or between two records, is said.
+3. What is missing between the asked position and the first record, or between two records, is said; just before
+   `next_id` too, since a page that begins there cannot know it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from tailrace.core.compact import Compactor
 from tailrace.core.cursor import Resume, Since, Special, format_cursor
 from tailrace.core.event import Gap, GapReason, Item, Record, StreamState
 from tailrace.core.frames import envelope, gap_payload, raw
-from tailrace.core.ids import ZERO, EntryId
+from tailrace.core.ids import ZERO, EntryId, id_after, id_before
 from tailrace.core.names import StreamName
 from tailrace.core.page import Head
 from tailrace.eventlog.base import Log
+from tailrace.hub.place import place_of_time
 
 __all__ = ["HistoryPage", "HistoryQuery", "MergedPage", "read_history", "read_merged"]
 
@@ -145,7 +147,7 @@ async def _read_compact(event_log: Log, stream: StreamName, query: HistoryQuery)
                 break
             page.records += _only_records(compactor.feed(record))
         page.gaps += [
-            gap for gap in read.gaps if page.next_id is None or gap.before is None or gap.before < page.next_id
+            gap for gap in read.gaps if page.next_id is None or gap.before is None or gap.before <= page.next_id
         ]
         if page.next_id is None and not read.records:
             page.next_id = read.next_id
@@ -188,13 +190,12 @@ def _take_items(items: Iterable[Item], query: HistoryQuery, page: HistoryPage, b
                 return False
             if not budget.take(item):
                 page.next_id = item.id
-                _drop_late_gaps(page, item)
                 return False
     return True
 
 
 def _drop_late_gaps(page: HistoryPage, record: Record) -> None:
-    """A gap just before a record that is not on this page belongs to the next page, which finds it again."""
+    """A gap just before a record beyond the end that was asked for is nobody's who asked."""
     if page.gaps and page.gaps[-1].before == record.id and page.gaps[-1].reason is GapReason.DELETED:
         page.gaps.pop()
 
@@ -208,16 +209,16 @@ async def _read_range(event_log: Log, stream: StreamName, query: HistoryQuery, b
         page.state = read.head.state
         for record in read.records:
             gap = _hole(stream, before, record, begin, read.head, timed=isinstance(query.since, Since))
+            if gap is not None:
+                page.gaps.append(gap)
             if not budget.take(record):
                 page.next_id = record.id
                 break
-            if gap is not None:
-                page.gaps.append(gap)
             if not record.foreign:
                 before = record
         if page.next_id is not None or not read.more or not read.records:
             break
-        at = _after(read.records[-1].id)
+        at = id_after(read.records[-1].id)
     page.records = budget.taken
     return page
 
@@ -240,9 +241,9 @@ def _hole(
     if prev != ZERO and prev >= begin:
         # Records that were asked for existed: from `begin` up to `prev`.
         missed = record.id.seq - begin.seq if 0 < begin.seq < record.id.seq else None
-        return Gap(stream, _before(begin), record.id, missed, GapReason.TRIMMED, prev)
+        return Gap(stream, id_before(begin), record.id, missed, GapReason.TRIMMED, prev)
     if begin != ZERO and begin <= head.base:
-        return Gap(stream, _before(begin), record.id, None, head.base_reason, prev)
+        return Gap(stream, id_before(begin), record.id, None, head.base_reason, prev)
     return None
 
 
@@ -257,17 +258,17 @@ async def _read_back(event_log: Log, stream: StreamName, query: HistoryQuery) ->
         for record in read.records:
             if record.id == exclusive:
                 continue
-            if not budget.take(record):
-                page.next_id = record.id
-                break
             if not record.foreign:
                 if after is not None and after.prev != record.id:
                     gap = _hole(stream, record, after, ZERO, read.head, timed=False)
                     page.gaps.extend([gap] if gap is not None else [])
                 after = record
+            if not budget.take(record):
+                page.next_id = record.id
+                break
         if page.next_id is not None or not read.more or not read.records:
             break
-        at = _before(read.records[-1].id)
+        at = id_before(read.records[-1].id)
     page.records = budget.taken
     return page
 
@@ -278,16 +279,6 @@ def _lower_bound(query: HistoryQuery) -> tuple[EntryId | None, EntryId | None]:
     if isinstance(query.since, Since):
         return EntryId(query.since.ms, 0), None
     return (query.since, query.since) if isinstance(query.since, EntryId) else (None, None)
-
-
-def _after(entry: EntryId) -> EntryId:
-    return EntryId(entry.ms, entry.seq + 1) if entry.seq < _MAX else EntryId(entry.ms + 1, 0)
-
-
-def _before(entry: EntryId) -> EntryId:
-    if entry == ZERO:
-        return ZERO
-    return EntryId(entry.ms, entry.seq - 1) if entry.seq > 0 else EntryId(entry.ms - 1, _MAX)
 
 
 class _Source:
@@ -309,6 +300,9 @@ class _Source:
             return self._page.records[self._next]
         if self._begun and self._page.next_id is None:
             return None
+        if not self._begun and isinstance(self._since, Since):
+            # Until it was given a record, its place is where that time is.
+            self.cursor = (await place_of_time(self._log, self.stream, self._since)).cursor
         # Few at a time: the streams of one page may be 32 with records of a megabyte.
         query = HistoryQuery(
             since=None if self._begun else self._since,
@@ -316,7 +310,9 @@ class _Source:
             limit=50,
             max_bytes=self._max_bytes // 16,
         )
+        late = self._page.gaps  # before the next page's first record
         self._page = await read_history(self._log, self.stream, query)
+        self._page.gaps = late + self._page.gaps
         self._begun, self._next = True, 0
         return await self.peek() if self._page.records else None
 

@@ -10,11 +10,10 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from tailrace.codes import CloseCode
 from tailrace.core.cursor import Special
 from tailrace.core.names import StreamName
 from tailrace.errors import InvalidCursor, TailraceError
-from tailrace.transports.sse import SseOptions, SseResponse, open_sse
+from tailrace.transports.sse import HEADERS, SseOptions, SseResponse, open_sse
 from tailrace.web import openapi
 from tailrace.web.auth import Identity
 from tailrace.web.connections import Barred, Lease, new_nonce
@@ -103,7 +102,8 @@ async def follow(
     """
     nonce = new_nonce()
     try:
-        identity = await gateway.access.identify(request, holder=nonce)
+        # Who asks with HEAD reads nothing: it takes no seat, and no short token from the connection that has it.
+        identity = await gateway.access.identify(request, holder=None if request.method == "HEAD" else nonce)
         streams = streams or own_streams(identity.principal)
         await gateway.access.require(identity.principal, Action.READ, *streams)
         if check is not None:
@@ -112,7 +112,7 @@ async def follow(
     except Barred as error:
         gateway.metrics.refused.labels("sse", error.code).inc()
         if accepts_event_stream(request):
-            return Response(status_code=204)
+            return _stay_away()
         raise
     except TailraceError as error:
         gateway.metrics.refused.labels("sse", error.code).inc()
@@ -125,6 +125,8 @@ async def _open(
     cursor, from_header = last_event_id(request, max_bytes=gateway.settings.max_cursor_bytes)
     resume = resume_of(cursor, streams)
     options = _options(request, gateway, streams)
+    if request.method == "HEAD":
+        return Response(headers={name.decode(): value.decode() for name, value in HEADERS})
     hub = gateway.hub
     lease = await gateway.connections.admit(request, identity, nonce=nonce, transport="sse", streams=streams)
     try:
@@ -136,9 +138,14 @@ async def _open(
         # Only the header proves that an EventSource was here before and has read all of it.
         response.discard()
         lease.release()
-        return Response(status_code=204)
+        return _stay_away()
     lease.on_forgotten = response.discard
     return _LeasedResponse(gateway, lease, response)
+
+
+def _stay_away() -> Response:
+    """What ends an EventSource for good. By itself a 204 may be cached."""
+    return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
 def _options(connection: HTTPConnection, gateway: Gateway, streams: list[StreamName]) -> SseOptions:
@@ -171,13 +178,11 @@ class _LeasedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         metrics = self._gateway.metrics
         metrics.opened.labels("sse").inc()
-        self._lease.begin(self._end)
+        self._lease.begin(self._inner.subscription.close)
         inner: Any = self._inner
         try:
             await inner(scope, receive, send)
         finally:
             self._lease.release()
-
-    def _end(self, code: CloseCode) -> None:
-        self._gateway.metrics.closed.labels("sse", code.name).inc()
-        self._inner.subscription.close(code)
+            code = self._inner.ended
+            metrics.closed.labels("sse", code.name if code is not None else "CLIENT").inc()

@@ -124,8 +124,12 @@ def refuse_stream(
 
 def answer_error(connection: HTTPConnection, error: TailraceError) -> Response:
     """The answer to an error: a problem, or for an EventSource a refusal where coming back makes sense."""
-    if error.retryable and connection.scope.get("method") == "GET" and accepts_event_stream(connection):
-        return refuse_stream(error.close_code, retry_after=_retry_after(error) or 1.0, detail=error.detail)
+    if connection.scope.get("method") == "GET" and accepts_event_stream(connection):
+        if error.retryable:
+            return refuse_stream(error.close_code, retry_after=_retry_after(error) or 1.0, detail=error.detail)
+        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("a request met a defect", exc_info=error)
+            return answer_defect(connection)
     return problem(connection, error)
 
 

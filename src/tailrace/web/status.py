@@ -23,6 +23,7 @@ def status_router(gateway: Gateway) -> APIRouter:
     """`/healthz`, `/readyz`, `/metrics`: at the root, whatever the prefix."""
     router = APIRouter(route_class=ProblemRoute, tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Alive", response_class=Response, responses={503: {"description": "A defect."}})
     async def healthz() -> Response:
         """503 only when this process cannot recover by itself: a worker has ended by a defect."""
@@ -30,6 +31,7 @@ def status_router(gateway: Gateway) -> APIRouter:
             return json_response({"status": "failed", "worker": gateway.failed}, 503)
         return json_response({"status": "ok"})
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get(
         "/readyz",
         summary="Ready",

@@ -45,9 +45,9 @@ def token_router(gateway: Gateway) -> APIRouter:
         """Good for a first use within 60 s; from then on for one connection at a time, the newest, while it is
         connected and 5 minutes after, never longer than the token it was made from."""
         principal = await access.principal(request)
-        token = await access.mint(principal)
-        seconds = gateway.settings.sse_token_seconds
-        return json_response({"sse_token": token, "expires_in": int(seconds) if seconds.is_integer() else seconds})
+        seconds, token = access.short_seconds(principal), await access.mint(principal)
+        good = int(seconds) if seconds.is_integer() else round(seconds, 3)
+        return json_response({"sse_token": token, "expires_in": good})
 
     @router.post(
         "/revoke",
