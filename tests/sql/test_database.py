@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tailrace.errors import DatabaseUnavailable
 from tailrace.sql.database import Database
 from tailrace.sql.url import database_url
-from tests.support.databases import StartPostgresql
+from tests.support.databases import StartDatabase
 from tests.support.wait import deadline, eventually
 
 
@@ -99,7 +99,7 @@ async def test_a_missing_table_is_told_as_an_unusable_database(any_database: URL
             await count(database)
 
 
-async def test_a_server_that_comes_back_is_used_again(start_postgresql: StartPostgresql) -> None:
+async def test_a_server_that_comes_back_is_used_again(start_postgresql: StartDatabase) -> None:
     server = await asyncio.to_thread(start_postgresql)
     async with opened(server.url) as database:
         await execute(database, "CREATE TABLE things (id INTEGER PRIMARY KEY)")

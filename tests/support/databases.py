@@ -1,7 +1,7 @@
 """Real databases for tests: private PostgreSQL and MariaDB servers on unix sockets in private folders, ended by pid.
 
 One of each for the tests of one worker, started by the first test that needs it; every test gets a database of its own.
-A test that breaks its server starts one with `start_postgresql`.
+A test that breaks its server starts one with `start_postgresql` or `start_mariadb`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.need import need_mariadb, need_postgresql
 from tests.support.redis_servers import private_folder
 from tests.support.wait import eventually_sync
 
-__all__ = ["DatabaseServer", "StartPostgresql"]
+__all__ = ["DatabaseServer", "StartDatabase"]
 
 READY_SECONDS = 60.0
 
@@ -67,12 +67,13 @@ class DatabaseServer:
             return False
         return True
 
-    def stop(self, sig: int = signal.SIGINT) -> None:
-        """End it; SIGINT is PostgreSQL's fast shutdown."""
+    def stop(self) -> None:
+        """End it."""
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(sig)
+        # SIGINT is PostgreSQL's fast shutdown.
+        process.send_signal(signal.SIGTERM if self.url.get_backend_name() == "mysql" else signal.SIGINT)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -171,12 +172,12 @@ def _running(make: Callable[[Path], DatabaseServer]) -> Iterator[DatabaseServer]
             server.start()
             yield server
         finally:
-            server.stop(signal.SIGINT if server.url.get_backend_name() == "postgresql" else signal.SIGTERM)
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-StartPostgresql = Callable[[], DatabaseServer]
+StartDatabase = Callable[[], DatabaseServer]
 
 
 @pytest.fixture(scope="session")
@@ -194,10 +195,17 @@ def mariadb() -> Iterator[DatabaseServer]:
 
 
 @pytest.fixture
-def start_postgresql() -> Iterator[StartPostgresql]:
+def start_postgresql() -> Iterator[StartDatabase]:
     """Start a PostgreSQL server that the test may break."""
     with contextlib.ExitStack() as stack:
         yield lambda: stack.enter_context(_running(_postgresql))
+
+
+@pytest.fixture
+def start_mariadb() -> Iterator[StartDatabase]:
+    """Start a MariaDB server that the test may break."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(_running(_mariadb))
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])

@@ -16,7 +16,7 @@ from tailrace.eventlog.memory import MemoryLog
 from tailrace.features.runs.model import run_stream
 from tailrace.sql import migrate
 from tests.features.runs.api import ADMIN, OWNER, Site, site
-from tests.support.databases import StartPostgresql
+from tests.support.databases import StartDatabase
 from tests.support.wait import eventually
 
 
@@ -127,7 +127,7 @@ async def test_an_event_over_a_megabyte_is_refused(tmp_path: Path) -> None:
 
 
 async def test_while_the_database_is_away_streams_go_on(
-    tmp_path: Path, start_postgresql: StartPostgresql, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start_postgresql: StartDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await asyncio.to_thread(start_postgresql)
     await asyncio.to_thread(migrate.upgrade, server.url)

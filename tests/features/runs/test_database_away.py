@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,9 +19,10 @@ from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.local import LocalRuns
 from tailrace.features.runs.model import Run, RunStatus
 from tailrace.features.runs.producing import Runs
+from tailrace.features.runs.producing_sync import RunsSync
 from tailrace.features.runs.workers import Reaper, Sealer
 from tailrace.sql import migrate
-from tests.support.databases import DatabaseServer, StartPostgresql
+from tests.support.databases import DatabaseServer, StartDatabase
 from tests.support.redis_servers import RedisServer
 from tests.support.wait import deadline, eventually
 
@@ -28,23 +30,50 @@ LEASE = 2.0
 
 
 @pytest.fixture
-async def database(start_postgresql: StartPostgresql) -> DatabaseServer:
-    server = await asyncio.to_thread(start_postgresql)
-    await asyncio.to_thread(migrate.upgrade, server.url)
+def database(request: pytest.FixtureRequest) -> DatabaseServer:
+    """A server that the test may stop: PostgreSQL unless it names another."""
+    start: StartDatabase = request.getfixturevalue(f"start_{getattr(request, 'param', 'postgresql')}")
+    server = start()
+    server.url = server.create_database()
+    migrate.upgrade(server.url)
     return server
+
+
+class Local(LocalRuns):
+    """Runs of one producing process, with connections of its own."""
+
+    log: RedisLog
+    run_leases: RedisLeases
+
+    @classmethod
+    def connect(cls, database: DatabaseServer, redis: RedisServer, prefix: str, folder: Path) -> Local:
+        log = RedisLog.connect(redis.url, prefix=prefix)
+        run_leases = RedisLeases(log.topology, prefix=prefix)
+        url = database.url.render_as_string(hide_password=False)
+        options: dict[str, Any] = {"owner": "ada", "data_dir": folder, "lease_seconds": LEASE, "timeout": 2}
+        made = cls.on(url, log, run_leases.runs, **options)
+        assert isinstance(made, Local)
+        made.log, made.run_leases = log, run_leases
+        return made
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.run_leases.aclose()
+        await self.log.aclose()
 
 
 class Place:
     """Runs on a database and a Redis, looked after as a gateway does."""
 
-    def __init__(self, connect: Callable[[], LocalRuns], log: RedisLog) -> None:
+    def __init__(self, connect: Callable[[], Local]) -> None:
         self.backend = connect()
-        self.log = log
+        self.log = self.backend.log
         self._connect = connect
 
     def runs(self, **options: Any) -> Runs:
         """A producing process."""
-        return Runs(self._connect(), DirectLog.on(self.log), **{"begin_seconds": 60.0, **options})
+        backend = self._connect()
+        return Runs(backend, DirectLog.on(backend.log), **{"begin_seconds": 60.0, **options})
 
     async def ended(self, run_id: str) -> Run:
         """The run, when its stream has its end."""
@@ -63,15 +92,18 @@ class Place:
 
 
 @asynccontextmanager
+async def in_threads(there: Place) -> AsyncIterator[RunsSync]:
+    """A producing process whose runs are in threads."""
+    runs = await asyncio.to_thread(RunsSync, there.runs)
+    try:
+        yield runs
+    finally:
+        await asyncio.to_thread(runs.close)
+
+
+@asynccontextmanager
 async def place(database: DatabaseServer, redis: RedisServer, prefix: str, folder: Path) -> AsyncIterator[Place]:
-    log = RedisLog.connect(redis.url, prefix=prefix)
-    url = database.url.render_as_string(hide_password=False)
-    leases = RedisLeases(log.topology, prefix=prefix)
-
-    def connect() -> LocalRuns:
-        return LocalRuns.on(url, log, leases.runs, owner="ada", data_dir=folder, lease_seconds=LEASE, timeout=2)
-
-    made = Place(connect, log)
+    made = Place(lambda: Local.connect(database, redis, prefix, folder))
     reaper, sealer = Reaper(made.backend.service, period=0.1), Sealer(made.backend.service, period=0.1)
     tasks = [asyncio.create_task(work) for work in (reaper.run(), sealer.run())]
     try:
@@ -81,8 +113,6 @@ async def place(database: DatabaseServer, redis: RedisServer, prefix: str, folde
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await made.backend.aclose()
-        await leases.aclose()
-        await log.aclose()
 
 
 async def test_a_run_begins_as_soon_as_the_database_is_there_and_not_without_it(
@@ -110,15 +140,32 @@ async def test_a_run_begins_as_soon_as_the_database_is_there_and_not_without_it(
         assert (await there.ended("1")).status is RunStatus.COMPLETED
 
 
+def in_a_thread(runs: RunsSync, begun: threading.Event, over: threading.Event) -> None:
+    """A run of a thread that says something all the time."""
+    with runs.open(run_id="thread") as run:
+        begun.set()
+        while not over.wait(0.05):
+            assert run.emit("note", 1)
+        run.result = {"rows": 4}
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 async def test_a_run_goes_on_without_the_database_for_longer_than_its_lease_and_ends_when_it_is_back(
     database: DatabaseServer, redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:
-    async with place(database, redis70, key_prefix, tmp_path) as there, there.runs() as runs:
+    begun_there, over = threading.Event(), threading.Event()
+    async with (
+        place(database, redis70, key_prefix, tmp_path) as there,
+        there.runs() as runs,
+        in_threads(there) as threads,
+    ):
         time = asyncio.get_running_loop().time
+        thread = asyncio.create_task(asyncio.to_thread(in_a_thread, threads, begun_there, over))
 
         async def work() -> None:
             async with runs.open(run_id="failed"):
                 async with runs.open(run_id="1") as run:
+                    await eventually(begun_there.is_set, 60)
                     run.emit("note", 1)
                     await asyncio.to_thread(database.stop)
                     begun = time()
@@ -129,20 +176,24 @@ async def test_a_run_goes_on_without_the_database_for_longer_than_its_lease_and_
 
                     await eventually(said_for_long, 60, every=0.05)
                     run.result = {"rows": 3}
-                # Both end while it is away: neither is held up.
+                # All end while it is away: none is held up.
+                over.set()
                 raise ValueError("no rows")
 
         with pytest.raises(ValueError, match="no rows"):
             async with deadline(90):
                 await work()
+        async with deadline(60):
+            await thread
 
         # What was said is read while nobody knows yet how it ended.
         notes = [data for type_, data in await there.events("1") if type_ == "note"]
         assert notes[0] == b"1"
         await asyncio.to_thread(database.start)
-        done, failed = await there.ended("1"), await there.ended("failed")
+        done, failed, threaded = [await there.ended(run_id) for run_id in ("1", "failed", "thread")]
 
         assert (done.status, done.result, done.owner_epoch) == (RunStatus.COMPLETED, {"rows": 3}, 1)
+        assert (threaded.status, threaded.result, threaded.owner_epoch) == (RunStatus.COMPLETED, {"rows": 4}, 1)
         assert (failed.status, failed.error) == (RunStatus.FAILED, "ValueError: no rows")
         events = await there.events("1")
         assert [data for type_, data in events if type_ == "note"] == notes
