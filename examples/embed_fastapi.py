@@ -1,9 +1,10 @@
 """Live streams inside of your own FastAPI application: your users, your rules, your process.
 
-    TAILRACE_REDIS_URL=redis://127.0.0.1:6379 uvicorn examples.embed_fastapi:app
+    TAILRACE_REDIS_URL=redis://127.0.0.1:6379 uvicorn examples.embed_fastapi:app --timeout-graceful-shutdown 1
     curl -N -H 'X-User: ann' '127.0.0.1:8000/live/events/stream?stream=run:ann.1'
 
-Any ASGI server works. On tailrace's own server (`tailrace.server`) the same routes write to the socket directly.
+Without the time-out uvicorn waits at Ctrl-C for its readers to go. Any ASGI server works. On tailrace's own server
+(`tailrace.server`) the same routes write to the socket directly.
 """
 
 from __future__ import annotations

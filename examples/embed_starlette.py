@@ -1,6 +1,7 @@
 """Live streams mounted into a Starlette application, with tokens and grants as the gateway has them.
 
-TAILRACE_REDIS_URL=redis://127.0.0.1:6379 TAILRACE_JWT_SECRET=… uvicorn examples.embed_starlette:app
+export TAILRACE_REDIS_URL=redis://127.0.0.1:6379 TAILRACE_JWT_SECRET=…
+uvicorn examples.embed_starlette:app --timeout-graceful-shutdown 1
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Flask with tailrace: a request starts a run in a thread; its viewers follow it here, or at a gateway beside it.
 
+    pip install flask
     TAILRACE_CORS_ORIGINS=http://127.0.0.1:5000 tailrace dev     # in another terminal, same folder
     export TAILRACE_URL=http://127.0.0.1:8080 TAILRACE_TOKEN=$(cat .tailrace/token)
     flask --app examples/flask/app.py run --with-threads

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tailrace.cli.console import run, say
+from tailrace.cli.doctor import embedded_url
 from tailrace.errors import ConfigError
 
 __all__ = ["bridge"]
@@ -16,7 +17,10 @@ def bridge(
     pattern: Annotated[
         str, typer.Option("--pattern", help="The channels, with one * where the workflow's id is.")
     ] = "workflow:*",
-    redis: Annotated[str | None, typer.Option("--redis", metavar="URL", help="Else TAILRACE_REDIS_URL.")] = None,
+    redis: Annotated[
+        str | None,
+        typer.Option("--redis", metavar="URL", help="Else TAILRACE_REDIS_URL, else the embedded Redis in `.tailrace`."),
+    ] = None,
 ) -> None:
     """Store what is published on old Pub/Sub channels in streams, so that it has a history and can be resumed.
 
@@ -37,9 +41,9 @@ def bridge(
 
     settings = load_settings()
     configure_logging(settings)
-    url = redis or (settings.redis_url.get_secret_value() if settings.redis_url is not None else None)
+    url = redis or (settings.redis_url.get_secret_value() if settings.redis_url is not None else embedded_url())
     if url is None:
-        raise ConfigError("bridge needs --redis or TAILRACE_REDIS_URL")
+        raise ConfigError("no Redis: give --redis, set TAILRACE_REDIS_URL, or run this beside a `.tailrace`")
     if not settings.redis_stream_enabled:
         raise ConfigError("REDIS_STREAM_ENABLED is off: there are no streams to bridge to")
 
