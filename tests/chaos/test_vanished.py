@@ -32,13 +32,15 @@ REQUESTS = [
     (get("/api/v1/events/stream?stream=run:1&stream=run:2"), "stream.open"),
     (handshake(f"{STREAM}/ws", AUTH), '"open"'),
     (handshake("/api/v1/ws", AUTH), '"open"'),
+    # Nothing is sent while it waits: only its own time ends it.
+    (get("/api/v1/events/poll?stream=run:1&cursor=0&timeout=10"), ""),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_seats_and_descriptors_of_a_vanished_client_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a heartbeat, which nobody acknowledges, and the time that the kernel waits for that."""
+    """Within a heartbeat or a poll's time, which nobody acknowledges, and the time that the kernel waits for that."""
     monkeypatch.setattr("tailrace.transports.rawhttp.USER_TIMEOUT_MS", 2_000)
     given = settings_of(
         heartbeat_seconds=1.0, max_connections_per_user=len(REQUESTS), connection_policy="refuse", recheck_seconds=0.5
@@ -50,6 +52,7 @@ async def test_seats_and_descriptors_of_a_vanished_client_are_given_back(monkeyp
     async with faraway() as far, serving(app, drain=lambda: gateway.drain(0), host=far.host) as served:
         before = await asyncio.to_thread(psutil.Process().num_fds)
         await far.open(served.port, REQUESTS)
+        await eventually(lambda: len(gateway.connections) == len(REQUESTS), 8)
         url = f"http://{far.host}:{served.port}{poll}"
         async with httpx.AsyncClient(headers=BEARER, timeout=60, trust_env=False, verify=False) as http:
             assert (await http.get(url)).status_code == 429

@@ -32,7 +32,7 @@ import hiredis
 import pytest
 import pytest_asyncio
 
-from tailrace.eventlog.acl import acl_rules
+from tailrace.eventlog.acl import acl_rules, sentinel_rules
 from tests.support.leaks import folder_prefix
 from tests.support.need import need_redis50, need_redis62, need_redis70
 
@@ -155,7 +155,8 @@ class RedisServer:
     def _limit(self, version: tuple[int, int]) -> None:
         name, password = self.ADMIN
         self.credentials = self.ADMIN
-        users = [f"default on nopass {' '.join(acl_rules('t', version))}", f"{name} on >{password} ~* &* +@all"]
+        rules = sentinel_rules() if self.mode == "sentinel" else acl_rules("t", version)
+        users = [f"default on nopass {' '.join(rules)}", f"{name} on >{password} ~* &* +@all"]
         # A replica of such a server, and its master, are the administrator's.
         self.config |= {"user": users, "masteruser": name, "masterauth": password, "acllog-max-len": "1000"}
 

@@ -142,7 +142,11 @@ class RedisSentinel:
         if limited is not None:
             name, password = RedisServer.ADMIN
             watch["sentinel"] += [f"auth-user {self.SERVICE} {name}", f"auth-pass {self.SERVICE} {password}"]
-        self.sentinels = [RedisServer(binary, watch, port=find_port(), mode="sentinel") for _ in range(3)]
+            # What they ask of each other is the administrator's, too.
+            watch["sentinel"] += [f"sentinel-user {name}", f"sentinel-pass {password}"]
+        self.sentinels = [
+            RedisServer(binary, watch, port=find_port(), mode="sentinel", limited=limited) for _ in range(3)
+        ]
         hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
         self.url = f"redis+sentinel://{hosts}/{self.SERVICE}/0"
 
@@ -429,7 +433,7 @@ def _sentinel() -> Iterator[RedisSentinel]:
     try:
         made.start_sync()
         yield made
-        _expect_nothing_denied(made.servers)
+        _expect_nothing_denied((*made.servers, *made.sentinels))
     finally:
         made.remove_sync()
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["CHECK_COMMANDS", "COMMANDS", "COMMANDS_SINCE", "acl_rules", "needed_commands"]
+__all__ = [
+    "CHECK_COMMANDS",
+    "COMMANDS",
+    "COMMANDS_SINCE",
+    "SENTINEL_COMMANDS",
+    "acl_rules",
+    "needed_commands",
+    "sentinel_rules",
+]
 
 COMMANDS: tuple[str, ...] = (
     # Connections. AUTH and HELLO are always allowed.
@@ -40,6 +48,9 @@ COMMANDS_SINCE: dict[tuple[int, int], tuple[str, ...]] = {
 CHECK_COMMANDS: tuple[str, ...] = ("INFO", "CONFIG|GET", "ACL|WHOAMI", "MULTI", "MEMORY|USAGE")
 """Only for `tailrace doctor`, the start-up checks and `tailrace info`: without them these know less, and say so."""
 
+SENTINEL_COMMANDS: tuple[str, ...] = ("PING", "SENTINEL|GET-MASTER-ADDR-BY-NAME")
+"""All that is asked of sentinels, which have users of their own since Redis 6.2."""
+
 
 def needed_commands(version: tuple[int, ...]) -> Iterator[str]:
     """The commands that are needed on a server of this version, subcommands as `COMMAND|SUB`."""
@@ -62,3 +73,8 @@ def acl_rules(key_prefix: str, version: tuple[int, ...] = (7, 0), *, checks: boo
         names += CHECK_COMMANDS
     channels = ["resetchannels", f"&{key_prefix}*"] if version >= (6, 2) else []
     return ["resetkeys", f"~{key_prefix}*", *channels, "-@all", *(f"+{name.lower()}" for name in names)]
+
+
+def sentinel_rules() -> list[str]:
+    """Rules for a user of the sentinels, as those of `acl_rules`."""
+    return ["resetkeys", "resetchannels", "-@all", *(f"+{name.lower()}" for name in SENTINEL_COMMANDS)]

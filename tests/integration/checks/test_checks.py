@@ -17,7 +17,7 @@ from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.redis_topologies import RedisCluster, RedisSentinel, TlsServer
 from tests.support.wait import eventually
 
-from tailrace.eventlog.acl import acl_rules
+from tailrace.eventlog.acl import acl_rules, sentinel_rules
 from tailrace.eventlog.check_facts import Facts, gather
 from tailrace.eventlog.checks import CHECKS, Finding, Level, exit_code, judge, run_checks
 from tailrace.eventlog.embedded import EmbeddedRedis
@@ -225,7 +225,8 @@ async def test_cluster_url_of_a_single_server(start_redis: StartRedis, free_port
 
 
 async def test_data_url_of_a_sentinel(redis_sentinel: RedisSentinel) -> None:
-    findings = await run_checks(redis_sentinel.sentinels[0].tcp_url)
+    sentinel = redis_sentinel.sentinels[0]
+    findings = await run_checks(sentinel.tcp_url.replace("//", f"//{':'.join(sentinel.credentials)}@"))
 
     assert names(findings) == {"mode.sentinel"}
     assert exit_code(findings) == 78
@@ -417,6 +418,7 @@ def test_the_page_names_exactly_these_rights() -> None:
     block = page.partition("```text\n")[2].partition("```")[0].split()
     assert block[:5] == ["ACL", "SETUSER", "tailrace", "on", ">PASSWORD"]
     assert block[5:] == acl_rules("tailrace:")
+    assert f"`ACL SETUSER tailrace on >PASSWORD {' '.join(sentinel_rules())}`" in page
     assert set(acl_rules("tailrace:")) - set(acl_rules("tailrace:", (6, 2))) == {
         "+spublish",
         "+ssubscribe",
