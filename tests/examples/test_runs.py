@@ -129,6 +129,7 @@ async def test_flask_starts_runs_whose_viewers_read_here_and_at_the_gateway(
     assert (await there.good("GET", f"/runs/{run_id}"))["status"] == "completed"
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_flask_page_shows_the_same_run_twice_in_a_browser(
     env: dict[str, str],
     tmp_path: Path,
