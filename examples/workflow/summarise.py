@@ -19,10 +19,12 @@ import argparse
 import asyncio
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tailrace.errors import TailraceError
 from tailrace.features.runs.active import ActiveRun
 from tailrace.features.runs.events import EventStore
 from tailrace.features.runs.producing import Runs
@@ -141,10 +143,16 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=Path("report.md"))
     parser.add_argument("--spool", type=Path, help="keep undelivered events in this folder")
     parser.add_argument("--pause", type=float, default=0.02, help="seconds between two words, so that one can watch")
+    given = parser.parse_args()
+    if not any(given.folder.glob("*.md")):
+        parser.error(f"there is no Markdown file in {given.folder}")
     try:
-        text = asyncio.run(work(parser.parse_args()))
+        text = asyncio.run(work(given))
     except RunCancelled as error:
         print(json.dumps({"cancelled": str(error)}))
+        return 1
+    except TailraceError as error:  # the server is away, the token is not good, a run of this id has ended before
+        print(error, file=sys.stderr)
         return 1
     print(f"{len(text.splitlines())} lines in the report")
     return 0

@@ -284,7 +284,7 @@ class Supervisor:
                     group.create_task(self._keep(settings, self._worker_started(url_of(reserved))))
                 await self._stopping.wait()
                 await self._end()
-        return EXIT_STARTUP if self._failed else 0
+        return EXIT_FAILED if self._failed else 0
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

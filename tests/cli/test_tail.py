@@ -166,3 +166,14 @@ async def test_a_place_that_is_none_is_refused(run: Run) -> None:
     assert (await run("tail", "run:1", "--since", "yesterday")).code == 65
     assert (await run("tail", "run:1", "--since", "2025-13-01")).code == 2
     assert (await run("tail", "run:1", "-n", "1", "--from-start")).code == 2
+
+
+async def test_who_waits_at_a_terminal_for_a_stream_without_records_is_told_so(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    result = await on_terminal(
+        "tail", "run:1", cwd=tmp_path, env=environment, typed=b"\x03", typed_after=b"Ctrl-C ends"
+    )
+
+    assert result.code == 130
+    assert "nothing new in run:1" in result.out

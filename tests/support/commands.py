@@ -119,9 +119,17 @@ async def started(
 
 
 async def on_terminal(
-    *arguments: str, cwd: Path, env: dict[str, str], typed: bytes = b"", seconds: float = 30
+    *arguments: str,
+    cwd: Path,
+    env: dict[str, str],
+    typed: bytes = b"",
+    typed_after: bytes = b"",
+    seconds: float = 30,
 ) -> Result:
-    """Run a command whose input and output are one terminal; `out` is all that the terminal shows."""
+    """Run a command whose input and output are one terminal; `out` is all that the terminal shows.
+
+    `typed` is typed at once, or when `typed_after` is to be read.
+    """
 
     def run() -> Result:
         master, slave = pty.openpty()
@@ -137,10 +145,12 @@ async def on_terminal(
         )
         os.close(slave)
         shown = bytearray()
-        if typed:
-            os.write(master, typed)
+        left = typed
         try:
             while True:
+                if left and typed_after in shown:
+                    os.write(master, left)
+                    left = b""
                 try:
                     data = os.read(master, 65_536)
                 except OSError:

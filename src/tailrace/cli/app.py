@@ -12,17 +12,14 @@ from tailrace.cli.exits import TABLE
 
 __all__ = ["app"]
 
-_EXITS = "\n\n".join(f"`{code.value}` {text}" for code, text in TABLE)
+_EXITS = "\n\n".join(f"* `{code.value}` {text}" for code, text in TABLE)
 _EXAMPLES = """
 **Examples**
 
-`tailrace dev` starts everything on this machine
-
-`tailrace exec -- make test` streams a command's output as a run
-
-`tailrace tail run:42` follows a stream
-
-`tailrace publish run:42 --type note '{"text": "hello"}'` publishes an event
+* `tailrace dev` starts everything on this machine
+* `tailrace exec -- make test` streams a command's output as a run
+* `tailrace tail run:42` follows a stream
+* `tailrace publish run:42 --type note '{"text": "hello"}'` publishes an event
 """
 
 app = typer.Typer(

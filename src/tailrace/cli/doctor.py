@@ -21,7 +21,8 @@ __all__ = ["doctor", "embedded_url"]
 
 def doctor(
     redis: Annotated[
-        str | None, typer.Option("--redis", metavar="URL", help="Redis to look at. Else TAILRACE_REDIS_URL.")
+        str | None,
+        typer.Option("--redis", metavar="URL", help="Else TAILRACE_REDIS_URL, else the embedded Redis in `.tailrace`."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 when there are warnings only.")] = False,
     url: UrlOption = None,

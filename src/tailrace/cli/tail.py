@@ -13,6 +13,8 @@ from tailrace.cli.options import TokenOption, UrlOption, instant
 from tailrace.cli.target import Target, find_target
 
 if TYPE_CHECKING:
+    from asyncio import TimerHandle
+
     from tailrace.cli.pretty import Pretty
     from tailrace.client.backend import Link
     from tailrace.client.client import Tailrace
@@ -22,6 +24,7 @@ __all__ = ["tail"]
 
 FIRST_SECONDS = 3.0
 """A server that does not answer at the start is told at once; later it is waited for."""
+QUIET_SECONDS = 1.0
 
 
 def tail(
@@ -107,20 +110,33 @@ async def _tail(
             if last is None:
                 await _show_history(client, streams, since, printer)
             return
-        subscription = client.subscribe(*streams, since=since, give_up_seconds=FIRST_SECONDS, on_link=_Links())
+        links = _Links(f"nothing new in {', '.join(streams)}; waiting for it, Ctrl-C ends")
+        subscription = client.subscribe(*streams, since=since, give_up_seconds=FIRST_SECONDS, on_link=links)
         async for item in subscription:
             subscription.give_up_seconds = None
+            links.heard()
             printer.show(item)
 
 
 class _Links:
-    """Says when the connection is lost and when it is back."""
+    """Says when the connection is lost and when it is back; and to a person, why nothing is to be seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: str) -> None:
         self._down = False
         self._was_up = False
+        self._quiet = quiet
+        self._waiting: TimerHandle | None = None
+
+    def heard(self) -> None:
+        """Something came."""
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def __call__(self, link: Link) -> None:
+        import asyncio
+
+        if link.up and not self._was_up and sys.stderr.isatty():
+            self._waiting = asyncio.get_running_loop().call_later(QUIET_SECONDS, say, self._quiet)
         if not link.up and self._was_up and not self._down:
             self._down = True
             say(f"connection lost ({link.detail}); trying again", style="yellow")
