@@ -59,6 +59,22 @@ async def test_a_pattern_and_single_channels_are_heard_in_order(every_redis: Red
         assert {channel for channel, _ in ear.heard} == {f"{key_prefix}single".encode(), f"{key_prefix}w:7".encode()}
 
 
+async def test_what_others_say_on_the_probes_channel_ends_no_listener(
+    redis70: RedisServer, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.eventlog.redis.pubsub.PROBE_SECONDS", 0.02)
+    async with listening(redis70, key_prefix) as ear:
+        await ear.wait_up()
+        await ear.listener.subscribe(f"{key_prefix}a", seconds=60)
+        [probe] = [each for each in await redis70.cli("PUBSUB", "CHANNELS", f"{key_prefix}*") if each[-2:] != ":a"]
+
+        await redis70.cli("PUBLISH", probe, "hello")
+
+        for _ in range(500):
+            assert await ear.channels.publish(f"{key_prefix}a", b"1", seconds=60) == 1
+        await eventually(lambda: len(ear.heard) == 500, 60)
+
+
 async def test_what_is_not_wanted_any_more_is_not_heard(redis70: RedisServer, key_prefix: str) -> None:
     async with listening(redis70, key_prefix) as ear:
         await ear.wait_up()

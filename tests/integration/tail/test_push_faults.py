@@ -147,6 +147,21 @@ async def test_a_message_that_cannot_be_read_is_a_doubt_or_nothing(
     assert heard.doubts[STREAM] or message == b"t1\n"
 
 
+@pytest.mark.parametrize("message", [b"", b"hello", b"9" * 5_000, b"1_0"])
+@only_push
+async def test_what_others_say_on_the_probes_channel_ends_no_tail(
+    log: RedisLog, server: RedisServer, heard: Recorder, message: bytes
+) -> None:
+    async with running(log.open_tail(heard)) as tail:
+        await tail.watch(STREAM)
+        [probe] = await server.cli("PUBSUB", "CHANNELS", f"{log.keys.prefix}probe:*")
+        await server.cli("PUBLISH", probe, message)
+        entry = (await append(log, STREAM, 1))[0]
+        await eventually(lambda: entry in heard.ids(STREAM) or heard.told(STREAM, entry, 0))
+        later = (await append(log, STREAM, 1))[0]
+        await eventually(lambda: later in heard.ids(STREAM) or heard.told(STREAM, later, 0))
+
+
 async def test_a_server_killed_and_started_again_is_followed(
     log: RedisLog, server: RedisServer, heard: Recorder
 ) -> None:

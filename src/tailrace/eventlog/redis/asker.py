@@ -14,7 +14,17 @@ from tailrace.eventlog.base import TailListener
 from tailrace.eventlog.redis.connection import CommandFailed, Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
 
-__all__ = ["OPEN_SECONDS", "REPLY_SECONDS", "UNANSWERED", "Asker", "AskerOwner", "Pause", "in_seconds", "look_out"]
+__all__ = [
+    "OPEN_SECONDS",
+    "REPLY_SECONDS",
+    "UNANSWERED",
+    "Asker",
+    "AskerOwner",
+    "Pause",
+    "in_seconds",
+    "look_out",
+    "probe_number",
+]
 
 log = logging.getLogger("tailrace.tail")
 
@@ -27,6 +37,7 @@ MAX_PAUSE_SECONDS = 0.5
 SILENT_SECONDS = 0.75
 """A node that answered nothing for this long has stopped to answer."""
 LOOK_SECONDS = 0.1
+PROBE_DIGITS = 15
 LATE_SECONDS = 0.3
 """When our own loop was this late, silence proves nothing yet."""
 
@@ -157,3 +168,8 @@ async def look_out(
 def in_seconds(seconds: float) -> float:
     """A deadline on the loop's clock."""
     return asyncio.get_running_loop().time() + seconds
+
+
+def probe_number(message: bytes, before: int) -> int:
+    """The number of a probe that came back. Others may publish to its channel, too: what they say changes nothing."""
+    return int(message) if message.isdigit() and len(message) <= PROBE_DIGITS else before

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from tailrace.errors import LogUnavailable
-from tailrace.eventlog.redis.asker import OPEN_SECONDS, Asker, AskerOwner, Pause, in_seconds
+from tailrace.eventlog.redis.asker import OPEN_SECONDS, Asker, AskerOwner, Pause, in_seconds, probe_number
 from tailrace.eventlog.redis.connection import Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
 
@@ -223,7 +223,7 @@ class Link(Asker):
                 try:
                     if channel != self._probe:
                         return self._tail.received(channel, reply[2])
-                    self._probe_back = int(reply[2])
+                    self._probe_back = probe_number(reply[2], self._probe_back)
                     if self._barrier is not None and self._probe_back >= self._probe_sent and not self._barrier.done():
                         self._barrier.set_result(None)
                 except Exception as exc:  # the owner's defect must end its owner, not only this connection

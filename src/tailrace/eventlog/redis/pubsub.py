@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tailrace.errors import AlreadyClosed, LogRefused, LogTimeout, LogUnavailable, OutcomeUnknown
-from tailrace.eventlog.redis.asker import OPEN_SECONDS, Pause, in_seconds
+from tailrace.eventlog.redis.asker import OPEN_SECONDS, Pause, in_seconds, probe_number
 from tailrace.eventlog.redis.connection import CommandFailed, Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
 from tailrace.eventlog.redis.node import Node
@@ -277,7 +277,7 @@ class Listener:
             if kind in (b"message", b"pmessage"):
                 channel, message = reply[-2], reply[-1]
                 if channel == self._probe:
-                    self._probe_back = int(message)
+                    self._probe_back = probe_number(message, self._probe_back)
                     self._news.set()
                 else:
                     self._on_message(channel, message)
