@@ -95,6 +95,11 @@ def configure_logging(settings: Settings, stream: Any = None) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
+def _without_repeats(_logger: Any, _method: str, event: Any) -> Any:
+    event.pop("color_message", None)  # uvicorn's sentence once more, for its own formatter
+    return event
+
+
 def _formatter(style: str, *, colours: bool) -> logging.Formatter:
     import structlog
 
@@ -103,6 +108,7 @@ def _formatter(style: str, *, colours: bool) -> logging.Formatter:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _without_repeats,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if style == "console":

@@ -94,6 +94,15 @@ async def test_a_second_dev_beside_a_running_one_says_where_it_is(tmp_path: Path
     assert second.lines[1:] == lines[1:]
 
 
+async def test_a_redis_that_was_named_and_does_not_answer_is_told_instead_of_ready(tmp_path: Path) -> None:
+    env = clean_environment(tmp_path)
+
+    result = await run_command("dev", "--port", "0", "--redis", "redis://127.0.0.1:1", cwd=tmp_path, env=env)
+
+    assert (result.code, result.out) == (69, "")
+    assert "127.0.0.1:1 cannot be reached" in result.err
+
+
 async def test_a_port_in_use_is_told_with_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = await run(tmp_path, "dev", "--port", str(taken.getsockname()[1]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tailrace.cli.console import complain, err, out
+from tailrace.cli.serve import look_at_redis
 from tailrace.cli.target import FOLDER, SPOOL_FOLDER, TOKEN_FILE, URL_FILE
 from tailrace.cli.token import SECRET_FILE, mint
 from tailrace.errors import ConfigError
@@ -78,9 +79,12 @@ async def _dev(settings: Settings, folder: Path, token: str | None) -> int:
 
     from tailrace.eventlog.embedded import EmbeddedRedis
 
-    sock = _listen(settings)
     if settings.redis_url is not None:
-        return await _serve(settings, sock, folder, token)
+        # Somebody waits for it in front of a terminal: without that Redis nothing of what would be printed is true.
+        if code := await look_at_redis(settings):
+            return code
+        return await _serve(settings, _listen(settings), folder, token)
+    sock = _listen(settings)
     embedded = EmbeddedRedis(folder)
     try:
         with _progress("starting Redis"):

@@ -17,7 +17,7 @@ from tailrace.errors import ConfigError
 if TYPE_CHECKING:
     from tailrace.config import Settings
 
-__all__ = ["serve"]
+__all__ = ["look_at_redis", "serve"]
 
 
 def serve(
@@ -77,6 +77,15 @@ def _serve(settings: Settings, *, checks: bool) -> int:
 
 async def _check(settings: Any) -> int:
     """Look at Redis. What only time cures does not keep the gateway from starting: it is not ready until then."""
+    code = await look_at_redis(settings)
+    if code in (ExitCode.UNAVAILABLE, ExitCode.TEMPORARY):
+        complain("Redis cannot be used now; the gateway starts, and is ready when it can")
+        return 0
+    return code
+
+
+async def look_at_redis(settings: Any) -> int:
+    """Say what is wrong with the Redis of the settings, and return the exit code of the worst; 0: it can be used."""
     from tailrace.eventlog.checks import Level, exit_code, run_checks
 
     findings = await run_checks(
@@ -85,11 +94,7 @@ async def _check(settings: Any) -> int:
         streams_enabled=settings.redis_stream_enabled,
     )
     print_findings([each for each in findings if each.level is not Level.INFO], to_stderr=True)
-    code = exit_code(findings)
-    if code in (ExitCode.UNAVAILABLE, ExitCode.TEMPORARY):
-        complain("Redis cannot be used now; the gateway starts, and is ready when it can")
-        return 0
-    return code
+    return exit_code(findings)
 
 
 def _started(address: str) -> None:

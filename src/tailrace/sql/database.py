@@ -139,7 +139,7 @@ def _engine(url: URL, timeout: float) -> AsyncEngine:
     if is_sqlite(url):
         file = sqlite_file(url)
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A file has one writer at a time anyway.
         options |= {"pool_size": 2, "max_overflow": 2, "connect_args": {"timeout": timeout}}
         engine = create_async_engine(url, **options)
