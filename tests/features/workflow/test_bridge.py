@@ -180,6 +180,32 @@ async def test_what_waited_when_the_lease_was_lost_and_what_came_while_nobody_le
             assert {each["reason"] for each in found if "n" not in each} <= {"takeover", "link"}
 
 
+async def test_what_one_could_not_store_for_longer_than_its_lease_is_a_gap_for_the_one_that_follows(
+    make: MakePublisher, start_redis: StartRedis, key_prefix: str
+) -> None:
+    server = await start_redis()
+    old = make(server.url)
+    await server.cli("ACL", "SETUSER", "one", "on", ">secret", "~*", "&*", "+@all")
+    async with bridging(server, key_prefix, url=f"unix://one:secret@{server.socket}", lease_seconds=2.0) as one:
+        await old.publish_to_channel("w1", {"n": 1})
+        await stored(old, 1)
+        async with bridging(server, key_prefix, leads=False, lease_seconds=2.0) as two:
+            await eventually(lambda: two.hears, WAIT)
+            # The streams do not take it any more, and the lease goes on.
+            await server.cli("ACL", "SETUSER", "one", "resetkeys", f"~{key_prefix}bridge:*")
+            await old.publish_to_channel("w1", {"n": 2})
+            await eventually(lambda: (one.counts.heard, two.counts.heard) == (2, 1), WAIT)
+            await asyncio.sleep(6.0)  # the fault itself
+            assert (one.leads, one.waiting_bytes > 0) == (True, True)
+            await server.cli("ACL", "SETUSER", "one", "off", "resetkeys")
+            await server.cli("CLIENT", "KILL", "USER", "one")
+            await eventually(lambda: two.leads, WAIT)
+            await old.publish_to_channel("w1", {"n": 3})
+
+            found = await stored(old, 3)
+    assert [(each.get("n"), each.get("reason")) for each in found] == [(1, None), (None, "takeover"), (3, None)]
+
+
 async def test_a_bridge_that_is_killed_is_followed_by_the_other_with_a_gap_that_is_told(
     make: MakePublisher, redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:

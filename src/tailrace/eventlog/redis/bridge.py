@@ -26,7 +26,7 @@ class Turn(msgspec.Struct, frozen=True):
     taken: bool
     """It changed hands just now."""
     silent_seconds: float
-    """How long the leader before had not been heard."""
+    """Since when it is not known that the leader (before) stored what was heard."""
 
 
 class Leadership:
@@ -37,13 +37,18 @@ class Leadership:
         self._calls = Calls(topology, name="tailrace-bridge", what="the lease of bridges")
         self._key = f"{prefix}bridge:{{{hashlib.sha256(pattern.encode()).hexdigest()[:16]}}}"
 
-    async def lead(self, seconds: float) -> Turn:
+    async def lead(self, seconds: float, *, waiting_seconds: float = 0.0) -> Turn:
         """Lead if nobody else does, or go on leading, for `seconds`.
+
+        Args:
+            seconds: for how long.
+            waiting_seconds: how long the oldest message waits that was heard and is not stored.
 
         Raises:
             LogUnavailable: no answer in time.
         """
-        leads, epoch, taken, silent = await self._calls.script(_LEAD, (self._key,), (self.name, round(seconds * 1000)))
+        argv = (self.name, round(seconds * 1000), round(waiting_seconds * 1000))
+        leads, epoch, taken, silent = await self._calls.script(_LEAD, (self._key,), argv)
         return Turn(leads == 1, int(epoch), taken == 1, silent / 1000)
 
     async def leave(self) -> None:
@@ -52,7 +57,7 @@ class Leadership:
         Raises:
             LogUnavailable: no answer in time; the lease ends by itself.
         """
-        await self._calls.script(_LEAD, (self._key,), (self.name, 0))
+        await self._calls.script(_LEAD, (self._key,), (self.name, 0, 0))
 
     async def aclose(self) -> None:
         """Give the connections back."""

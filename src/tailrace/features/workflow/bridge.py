@@ -58,10 +58,15 @@ class _Line:
     """What waits for one stream. One append is under way at a time."""
 
     def __init__(self) -> None:
-        self.events: deque[tuple[Event, int]] = deque()
+        self.events: deque[tuple[Event, int, float]] = deque()
+        """With what each costs, and since when it waits."""
         self.skipped = 0
         """Messages left out behind the last event here."""
         self.reason = ""
+
+    def add(self, event: Event, size: int = 0) -> None:
+        """Put one behind the others."""
+        self.events.append((event, size, asyncio.get_running_loop().time()))
 
 
 class Bridge:
@@ -155,7 +160,9 @@ class Bridge:
             if self._listener.up:
                 begun = now()
                 try:
-                    turn = await self._lease.lead(self._lease_seconds)
+                    # Who follows has to know how far back messages may be missing.
+                    waits = [begun - line.events[0][2] for line in self._lines.values() if line.events]
+                    turn = await self._lease.lead(self._lease_seconds, waiting_seconds=max(waits, default=0.0))
                 except LogError:
                     pass  # it may still be ours; see below
                 else:
@@ -169,7 +176,7 @@ class Bridge:
             if self.leads:
                 self._stop_leading("another bridge leads")
             self._dropped = False  # that one says what may be missing
-            self._forget_before(begun - self._lease_seconds - RENEW_SECONDS)
+            self._forget_before(begun - silent - self._lease_seconds - RENEW_SECONDS)
             return
         self._lease_until = begun + self._lease_seconds
         if not self.leads or taken:
@@ -236,7 +243,7 @@ class Bridge:
             self._skip(line, "full")
             return
         self._flush_skipped(line)
-        line.events.append((event, size))
+        line.add(event, size)
         self._waiting_bytes += size
 
     def _line(self, stream: StreamName) -> _Line:
@@ -256,7 +263,7 @@ class Bridge:
 
     def _flush_skipped(self, line: _Line) -> None:
         if line.skipped:
-            line.events.append((Event(SKIPPED, {"count": line.skipped, "reason": line.reason}), 0))
+            line.add(Event(SKIPPED, {"count": line.skipped, "reason": line.reason}))
             line.skipped, line.reason = 0, ""
 
     # -- what may be missing ------------------------------------------------------------------------------------------
@@ -288,7 +295,7 @@ class Bridge:
         data: dict[str, Any] = {"count": None, "reason": reason, "before": round(time.time() * 1000)}
         if reason == "takeover":
             data["at_most"] = heard
-        self._line(stream).events.append((Event(SKIPPED, data), 0))
+        self._line(stream).add(Event(SKIPPED, data))
 
     def _forget_before(self, then: float) -> None:
         while self._recent:
@@ -309,9 +316,9 @@ class Bridge:
                 del self._lines[stream]
                 return
             batch = [line.events[index] for index in range(min(BATCH_EVENTS, len(line.events)))]
-            if not await self._append(stream, line, [event for event, _ in batch]):
+            if not await self._append(stream, line, [event for event, *_ in batch]):
                 return
-            for _, size in batch:
+            for _, size, _ in batch:
                 line.events.popleft()
                 self._waiting_bytes -= size
             self.counts.stored += len(batch)
