@@ -132,3 +132,18 @@ async def test_who_comes_while_a_hub_drains_is_sent_away_too(hubbed: Hubbed) -> 
         await draining
 
     assert await late.wait_ended() is CloseCode.GOING_AWAY
+
+
+async def test_pages_that_nobody_waits_for_any_more_are_not_kept(hubbed: Hubbed) -> None:
+    await hubbed.append(*range(50))
+    first = await hubbed.read({RUN: Special.DEFAULT})
+    await first.wait_live()
+    read = hubbed.log.reads
+
+    async def is_read_again() -> bool:
+        late = await hubbed.read({RUN: Special.DEFAULT})
+        await late.wait_live()
+        assert ids_of(late.sink.items) == await history(hubbed.log.inner)
+        return hubbed.log.reads > read
+
+    await eventually(is_read_again, 30)

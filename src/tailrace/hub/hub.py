@@ -249,12 +249,16 @@ class Hub:
             topic.idle_since = self._clock()
 
     async def _upkeep(self) -> None:
-        """Forget topics that nobody has read for a while; tell readers whose streams cannot be read."""
+        """Forget what nobody reads any more, pages at once, topics after a while; tell readers what they must know."""
         while True:
             await asyncio.sleep(1.0)
             self.failing.tell(self._topics, self._subscriptions, degraded=self.degraded)
             for subscription in tuple(self._subscriptions):
                 subscription.remind()
+            for topic in self._topics.values():
+                if topic.lanes == len(topic.live):
+                    # All have what the pages hold: kept, they would be the larger part of an idle connection's memory.
+                    topic.forget_pages()
             before = self._clock() - LINGER_SECONDS
             idle = [
                 topic
