@@ -18,7 +18,8 @@ from tailrace.features.runs.ending import RunEnd
 from tailrace.features.runs.events import EventStore
 from tailrace.features.runs.model import RunStatus, run_stream
 from tests.features.runs.api import SERVICE, Site, site
-from tests.support.commands import Result, clean_environment, run_command
+from tests.support.commands import Result, clean_environment, run_command, started
+from tests.support.faulty import faulty_proxy
 from tests.support.redis_servers import StartRedis
 from tests.support.wait import eventually
 
@@ -96,6 +97,37 @@ async def test_what_a_command_could_not_deliver_is_delivered_by_the_next_one_whi
         assert (await there.good("GET", "/runs/1"))["sealed"]
         assert await types(there) == ["run.started", "run.output", "run.exited", "run.completed"]
     await log.aclose()
+
+
+async def test_how_a_command_ended_is_told_by_the_next_one_when_the_gateway_was_away_then(
+    there: Site, tmp_path: Path
+) -> None:
+    async with faulty_proxy(there.served.port) as proxy:
+        env = clean_environment(tmp_path, TAILRACE_URL=proxy.url, TAILRACE_TOKEN=SERVICE)
+        first = ("exec", "--id", "1", "--wait", "0.2", "--", "bash", "-c", "echo ready; read line; exit 3")
+        async with started(*first, cwd=tmp_path, env=env) as command:
+
+            async def ready() -> bool:
+                answer = await there.ask("GET", "/runs/1")
+                return answer.is_success and answer.json()["status"] == "running"
+
+            await eventually(ready, 60, every=0.1)
+            proxy.refusing = True
+            proxy.cut()
+            assert command.process.stdin is not None
+            command.process.stdin.write(b"\n")
+            ended = await command.end(60)
+        left = await there.good("GET", "/runs/1")
+        proxy.refusing = False
+
+        await run_command("exec", "--id", "2", "--wait", "30", "--", "true", cwd=tmp_path, env=env, seconds=60)
+
+    run = await there.good("GET", "/runs/1")
+    assert (ended.code, left["status"]) == (3, "running")
+    assert "how the run ended could not be told" in ended.err
+    assert (run["status"], run["error"], run["sealed"], run["owner_epoch"]) == ("failed", "exit code 3", True, 1)
+    assert (await types(there))[-2:] == ["run.exited", "run.failed"]
+    assert list(tmp_path.glob("**/*.spool")) == []
 
 
 def leave(folder: Path, epoch: int) -> None:

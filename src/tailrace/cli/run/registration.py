@@ -37,6 +37,7 @@ log = logging.getLogger("tailrace.exec")
 
 RENEW_SECONDS = 0.4
 CALL_SECONDS = 5.0
+HOLD_CALL_SECONDS = 1.0
 FIRST_TRY_SECONDS = 2.0
 MAX_TITLE = 200
 
@@ -140,7 +141,7 @@ class Registration:
     async def _hold(self, end: RunEnd) -> None:
         """Keep the run for who tells its end."""
         with contextlib.suppress(TailraceError, TimeoutError):
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(HOLD_CALL_SECONDS):
                 await self._backend.renew([(end.run, end.epoch)], hold_seconds=HOLD_SECONDS)
 
     async def tell_left(self, files: Iterable[SpoolFile]) -> None:
