@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+from starlette.requests import HTTPConnection
+
 from tailrace.codes import CloseCode
 from tailrace.core.names import StreamName
 from tailrace.errors import CorruptRecord
@@ -158,3 +160,30 @@ async def test_every_end_by_the_server_is_counted() -> None:
             assert await closed_with(client) == CloseCode.GOING_AWAY
 
         await eventually(lambda: (ended("ENDED"), ended("GOING_AWAY")) == (1.0, 1.0))
+
+
+async def test_a_refused_request_leaves_a_short_token_with_the_connection_that_has_it() -> None:
+    async with live() as it:
+        short = await it.mint(token("alice", read=["run:42"]))
+        async with it.follow(f"sse_token={short}", auth=None) as reader:
+            await reader.until(b"event: stream.open")
+            stream, poll = "/api/v1/streams/run:{}/events/stream", "/api/v1/events/poll?stream=run:7&"
+            for path, status in ((stream.format(42) + "?last_id=x&", 400), (stream.format(7) + "?", 403), (poll, 403)):
+                assert (await it.ask("GET", f"{path}sse_token={short}", None)).status_code == status
+            await it.gateway.connections.check()
+            await it.publish(1)
+            await reader.until(b'"data":1}')
+
+
+async def test_a_short_token_of_an_application_that_is_minted_after_a_revocation_is_good() -> None:
+    async def who(connection: HTTPConnection) -> Principal | None:
+        return Principal(sub="alice") if "sse_token" not in connection.query_params else None
+
+    async with api(create={"authenticate": who}) as it:
+        await it.gateway.access.revocations.revoke(sub="alice")
+        short = (await it.call("POST", "/api/v1/auth/sse-token", auth=None)).json()["sse_token"]
+        answer = await it.call("GET", f"/api/v1/events/poll?timeout=0&sse_token={short}", auth=None)
+        await it.gateway.access.revocations.revoke(sub="alice")
+        again = await it.call("GET", f"/api/v1/events/poll?timeout=0&sse_token={short}", auth=None)
+
+    assert (answer.status_code, again.status_code) == (200, 401)

@@ -14,6 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 import msgspec
@@ -21,8 +22,8 @@ from starlette.requests import HTTPConnection
 
 from tailrace.config import Settings
 from tailrace.core.names import StreamName
-from tailrace.errors import Forbidden, Malformed, Unauthorized
-from tailrace.eventlog.leases import LeaseStore
+from tailrace.errors import Forbidden, LogError, Malformed, Unauthorized
+from tailrace.eventlog.leases import LeaseStore, TokenHold
 from tailrace.web.origin import OriginPolicy
 from tailrace.web.principal import Action, Authorizer, Principal
 from tailrace.web.tokens import TokenVerifier
@@ -236,6 +237,9 @@ class Access:
     async def mint(self, principal: Principal) -> str:
         """Make a short token for what `principal` may do. Raises: LogUnavailable; as `short_seconds`."""
         token = f"st1_{secrets.token_urlsafe(32)}"
+        if principal.via == "application" and principal.issued_at is None:
+            # The application vouches for now: what was revoked before is no proof against it.
+            principal = msgspec.structs.replace(principal, issued_at=self._clock())
         payload = msgspec.msgpack.encode(principal)
         await self._store.put_token(_token_key(token), payload, self.short_seconds(principal))
         return token
@@ -250,6 +254,16 @@ class Access:
         principal = msgspec.msgpack.decode(claim.payload, type=Principal)
         # The JWT behind it still sets the end, whatever the store's clock says.
         return Identity(msgspec.structs.replace(principal, via="sse_token"), key, claim.payload, claim.previous)
+
+    async def give_back(self, identity: Identity, holder: str) -> None:
+        """Leave a short token with the connection that has it: `holder`, which claimed it, was refused."""
+        key, before, seconds = identity.token_key, identity.replaced, self._settings.sse_token_kept_seconds
+        if key is None or before is None:
+            return
+        with suppress(LogError):
+            # Unless somebody claimed it since: the newest connection has it.
+            if all(await self._store.refresh_tokens([TokenHold(key, holder, identity.token_payload)], seconds)):
+                await self._store.claim_token(key, before, seconds)
 
     # -- what ----------------------------------------------------------------------------------------------
 

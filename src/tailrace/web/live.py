@@ -101,6 +101,7 @@ async def follow(
         check: raises what else refuses, once it is known that the reader may read them.
     """
     nonce = new_nonce()
+    identity: Identity | None = None
     try:
         # Who asks with HEAD reads nothing: it takes no seat, and no short token from the connection that has it.
         identity = await gateway.access.identify(request, holder=None if request.method == "HEAD" else nonce)
@@ -109,13 +110,12 @@ async def follow(
         if check is not None:
             await check()
         return await _open(request, gateway, identity, nonce, streams)
-    except Barred as error:
-        gateway.metrics.refused.labels("sse", error.code).inc()
-        if accepts_event_stream(request):
-            return _stay_away()
-        raise
     except TailraceError as error:
         gateway.metrics.refused.labels("sse", error.code).inc()
+        if identity is not None:
+            await gateway.access.give_back(identity, nonce)
+        if isinstance(error, Barred) and accepts_event_stream(request):
+            return _stay_away()
         raise
 
 

@@ -94,19 +94,23 @@ async def _poll(request: Request, gateway: Gateway) -> Response:
     nonce = new_nonce()
     settings, access = gateway.settings, gateway.access
     identity = await access.identify(request, holder=nonce)
-    streams = stream_list(request, most=settings.max_streams_per_sse) or own_streams(identity.principal)
-    await access.require(identity.principal, Action.READ, *streams)
-    resume = resume_of(one(request, "cursor") or "", streams)
-    formats = {gateway.kinds.of(stream).format for stream in streams}
-    default = formats.pop() if len(formats) == 1 else "envelope"
-    options = PollOptions(
-        timeout_seconds=_timeout(request, gateway),
-        max_events=integer(request, "limit", MAX_EVENTS, low=1, high=MAX_EVENTS),
-        max_bytes=settings.max_page_bytes,
-        format=choice(request, "format", ("envelope", "raw")) or default,
-    )
-    hub = gateway.hub
-    lease = await gateway.connections.admit(request, identity, nonce=nonce, transport="poll", streams=streams)
+    try:
+        streams = stream_list(request, most=settings.max_streams_per_sse) or own_streams(identity.principal)
+        await access.require(identity.principal, Action.READ, *streams)
+        resume = resume_of(one(request, "cursor") or "", streams)
+        formats = {gateway.kinds.of(stream).format for stream in streams}
+        default = formats.pop() if len(formats) == 1 else "envelope"
+        options = PollOptions(
+            timeout_seconds=_timeout(request, gateway),
+            max_events=integer(request, "limit", MAX_EVENTS, low=1, high=MAX_EVENTS),
+            max_bytes=settings.max_page_bytes,
+            format=choice(request, "format", ("envelope", "raw")) or default,
+        )
+        hub = gateway.hub
+        lease = await gateway.connections.admit(request, identity, nonce=nonce, transport="poll", streams=streams)
+    except TailraceError:
+        await access.give_back(identity, nonce)
+        raise
     lease.begin()
     gateway.metrics.opened.labels("poll").inc()
     answer: PollAnswer | None = None

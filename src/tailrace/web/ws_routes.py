@@ -83,6 +83,7 @@ class _Endpoint:
         try:
             serve = await self._prepare(connection, identity, nonce)
         except TailraceError as error:
+            await self._gateway.access.give_back(identity, nonce)
             await self._refuse(connection, error, scope, receive, send)
             return
         _redact(scope)
