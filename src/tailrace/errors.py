@@ -81,6 +81,11 @@ class TailraceError(Exception):
     def __str__(self) -> str:
         return self.detail or self.code
 
+    @property
+    def shown(self) -> str:
+        """The detail as a client may see it."""
+        return self.detail
+
 
 class UsageError(TailraceError):
     """The calling program broke the contract of the API."""
@@ -279,6 +284,13 @@ class LogUnavailable(LogError):
         super().__init__(detail, **data)
         self.retry_after = retry_after
 
+    @property
+    def shown(self) -> str:
+        """What our side says, without which server it is and why: that is for the log of the gateway."""
+        words = self.detail.partition(": ")[0]
+        ours = words.startswith(("the log", "the server is", "the run", "too much"))
+        return words if ours else "the log is not available"
+
 
 class LogTimeout(LogUnavailable):
     """The deadline passed before anything was sent: nothing was stored."""
@@ -290,6 +302,11 @@ class LogRefused(LogUnavailable):
     """The store answered that it cannot write now: nothing was stored."""
 
     code = "LOG_REFUSED"
+
+    @property
+    def shown(self) -> str:
+        """With the store's own word, such as OOM or NOPERM."""
+        return self.detail
 
 
 class OutcomeUnknown(LogError):
@@ -307,6 +324,11 @@ class OutcomeUnknown(LogError):
         super().__init__(detail, **data)
         self.receipt = receipt
         self.retry_after = retry_after
+
+    @property
+    def shown(self) -> str:
+        """As of `LogUnavailable`."""
+        return "the log did not say whether it stored the events"
 
 
 class Unsupported(LogError):

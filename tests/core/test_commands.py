@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace.core import commands
-from tailrace.errors import Forbidden, LogUnavailable, Malformed, OutcomeUnknown, RateLimited, TailraceError, TooLarge
+from tailrace.errors import (
+    Forbidden,
+    LogRefused,
+    LogTimeout,
+    LogUnavailable,
+    Malformed,
+    OutcomeUnknown,
+    RateLimited,
+    TailraceError,
+    TooLarge,
+)
 
 GOOD: list[tuple[str, commands.Command]] = [
     ('{"cmd":"subscribe","id":1,"stream":"run:1"}', commands.Subscribe(id=1, stream="run:1")),
@@ -102,12 +112,25 @@ def test_nothing_but_malformed_is_raised(text: str | bytes) -> None:
             {"code": "RATE_LIMITED", "status": 429, "detail": "slow", "retry_after": 2.0},
         ),
         (
-            LogUnavailable("away", retry_after=3.0),
-            {"code": "LOG_UNAVAILABLE", "status": 503, "detail": "away", "retry_after": 3.0},
+            LogUnavailable("10.0.0.1:6379 cannot be reached", retry_after=3.0),
+            {"code": "LOG_UNAVAILABLE", "status": 503, "detail": "the log is not available", "retry_after": 3.0},
         ),
         (
-            OutcomeUnknown("perhaps", receipt=object()),
-            {"code": "OUTCOME_UNKNOWN", "status": 503, "detail": "perhaps", "retry_after": 1.0},
+            LogTimeout("the log did not answer: 10.0.0.1:6379 is slow"),
+            {"code": "LOG_TIMEOUT", "status": 503, "detail": "the log did not answer", "retry_after": 1.0},
+        ),
+        (
+            LogRefused("the log refused: OOM"),
+            {"code": "LOG_REFUSED", "status": 503, "detail": "the log refused: OOM", "retry_after": 1.0},
+        ),
+        (
+            OutcomeUnknown("10.0.0.1:6379 did not answer in time", receipt=object()),
+            {
+                "code": "OUTCOME_UNKNOWN",
+                "status": 503,
+                "detail": "the log did not say whether it stored the events",
+                "retry_after": 1.0,
+            },
         ),
         (TailraceError("a secret of ours"), {"code": "INTERNAL", "status": 500}),
         (Malformed("bad", reply=7, nested={"a": 1}), {"code": "MALFORMED", "status": 400, "detail": "bad"}),

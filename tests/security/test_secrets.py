@@ -159,10 +159,13 @@ async def test_no_secret_is_anywhere_but_with_its_owner(
         texts += [str(keys), repr(settings), str(settings), repr(Address.parse(url)), repr(gateway.log), repr(gateway)]
         texts += [repr(gateway.log.topology), repr(vars(gateway.access))]  # type: ignore[attr-defined]
         await server.kill()
-        texts += await ask_everything(served, app, short, "run:1", without=["/api/v1/runs"])
+        away = await ask_everything(served, app, short, "run:1", without=["/api/v1/runs"])
+        texts += away
         await server.start()
 
     assert len(texts) > 500
+    assert any("LOG_UNAVAILABLE" in text for text in away)
+    assert [text for text in away if str(server.socket) in text] == [], "where Redis is, is nobody's business"
     assert logged.getvalue().count("a request met a defect") > 10
     for secret in secrets_of(short):
         assert [text for text in texts if secret in text] == [], secret

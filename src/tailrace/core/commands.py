@@ -186,8 +186,8 @@ def error_fields(error: TailraceError) -> dict[str, Any]:
     if isinstance(error, RequestError):
         fields = {name: value for name, value in error.data.items() if isinstance(value, _SHOWN)} | fields
         fields.pop("reply", None)
-    if safe and error.detail:
-        fields["detail"] = error.detail
+    if safe and error.shown:
+        fields["detail"] = error.shown
     if isinstance(error, (RateLimited, LogUnavailable, OutcomeUnknown)):
         fields["retry_after"] = error.retry_after
     return fields

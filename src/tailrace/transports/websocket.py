@@ -257,7 +257,7 @@ async def refuse(send: Send, error: TailraceError, *, retry_after: float | None,
     code = error.close_code
     if code >= CloseCode.MALFORMED:
         retry_after = None
-    payload = frames.refused_payload(code, retry_after=retry_after, detail=error.detail)
+    payload = frames.refused_payload(code, retry_after=retry_after, detail=error.shown)
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(seconds):
             await send({"type": "websocket.send", "text": payload.decode()})

@@ -62,7 +62,7 @@ def problem(connection: HTTPConnection, error: TailraceError) -> Response:
         headers["Connection"] = "close"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = _challenge(error)
-    return _problem(connection, error.status, error.code, error.detail, extra, headers)
+    return _problem(connection, error.status, error.code, error.shown, extra, headers)
 
 
 def _challenge(error: Unauthorized) -> str:
@@ -126,7 +126,7 @@ def answer_error(connection: HTTPConnection, error: TailraceError) -> Response:
     """The answer to an error: a problem, or for an EventSource a refusal where coming back makes sense."""
     if connection.scope.get("method") == "GET" and accepts_event_stream(connection):
         if error.retryable:
-            return refuse_stream(error.close_code, retry_after=_retry_after(error) or 1.0, detail=error.detail)
+            return refuse_stream(error.close_code, retry_after=_retry_after(error) or 1.0, detail=error.shown)
         if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             log.error("a request met a defect", exc_info=error)
             return answer_defect(connection)
