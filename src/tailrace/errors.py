@@ -265,6 +265,11 @@ class DatabaseUnavailable(TailraceError):
         super().__init__(detail, **data)
         self.retry_after = retry_after
 
+    @property
+    def shown(self) -> str:
+        """Without the driver's reason, which names the server."""
+        return self.detail.partition(": ")[0]
+
 
 class LogError(TailraceError):
     """The log could not do it."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tailrace.core import commands
 from tailrace.errors import (
+    DatabaseUnavailable,
     Forbidden,
     LogRefused,
     LogTimeout,
@@ -131,6 +132,10 @@ def test_nothing_but_malformed_is_raised(text: str | bytes) -> None:
                 "detail": "the log did not say whether it stored the events",
                 "retry_after": 1.0,
             },
+        ),
+        (
+            DatabaseUnavailable('the database does not answer: connection to server at "10.0.0.1"'),
+            {"code": "DATABASE_UNAVAILABLE", "status": 503, "detail": "the database does not answer"},
         ),
         (TailraceError("a secret of ours"), {"code": "INTERNAL", "status": 500}),
         (Malformed("bad", reply=7, nested={"a": 1}), {"code": "MALFORMED", "status": 400, "detail": "bad"}),

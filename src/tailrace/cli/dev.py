@@ -130,7 +130,7 @@ def _listen(settings: Settings) -> Any:
     try:
         return server.listener(settings)
     except ConfigError as exc:
-        raise ConfigError(f"{exc}; choose another port with --port, or 0 for any") from None
+        raise ConfigError(f"{exc}; choose another one with --port (make run PORT=9000), or 0 for any") from None
 
 
 # -- keys ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,16 @@ const EXPLAINED = {
   cut: "connection closed by you; the cursor is kept",
 };
 
+// Codes with which a server sends its readers away for a moment.
+const COMING_BACK = {
+  GOING_AWAY: "the server is going away, or starts again",
+  SLOW: "nothing was read for too long",
+  TOKEN_EXPIRED: "with a new token",
+  LOG_UNAVAILABLE: "the log does not answer",
+  LIMITED: "a limit was reached",
+  INTERNAL: "a defect of the server; nothing is lost",
+};
+
 const ENDS = {
   closed: "the stream was closed, and this is all of it",
   expired: "the stream reached the end of its life",
@@ -32,6 +42,7 @@ export function wordsFor(state, now) {
     const seconds = Math.max(0, Math.ceil((state.until - now) / 1000));
     return { tone, word: `Reconnecting in ${seconds} s`, detail: state.detail };
   }
+  if (state.name === "reconnecting" && COMING_BACK[state.code]) return { tone, word, detail: COMING_BACK[state.code] };
   if (state.name === "ended") return { tone, word, detail: ENDS[state.detail] ?? state.code };
   const detail = [state.code, state.detail || EXPLAINED[state.name]].filter(Boolean).join(" · ");
   return { tone, word, detail };
