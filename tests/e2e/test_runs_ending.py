@@ -58,7 +58,8 @@ async def test_a_gateway_that_is_killed_when_runs_end_is_told_when_it_is_back(
     redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:
     spool = tmp_path / "spool"
-    async with gateway(redis70, key_prefix, tmp_path) as served:
+    # What was left is told within a lease of the gateway's return: a long one, for slow machines.
+    async with gateway(redis70, key_prefix, tmp_path, run_lease_seconds="60") as served:
         waits = Runs.connect(served.url, token=admin_token(), end_seconds=90)
         arguments = (served.url, admin_token(), str(spool))
         program = (sys.executable, "-c", WORKING)
@@ -70,7 +71,7 @@ async def test_a_gateway_that_is_killed_when_runs_end_is_told_when_it_is_back(
                 await served.kill()
                 assert leaves.process.stdin is not None
                 leaves.process.stdin.write(b"\n")
-            closing = asyncio.create_task(waits.aclose(flush_seconds=0.1))
+            closing = asyncio.create_task(waits.aclose(flush_seconds=30))
             await leaves.until("ended", 60)
             leaves.process.kill()
             await leaves.process.wait()
@@ -85,9 +86,10 @@ async def test_a_gateway_that_is_killed_when_runs_end_is_told_when_it_is_back(
         finally:
             await asyncio.to_thread(following.close)
         waited = await ended(served, "waits")
-        said = await told(served, "left")
+        said, whole = await told(served, "left"), await told(served, "waits")
 
     assert waited["status"] == "completed"
+    assert [type_ for type_, _ in whole] == ["run.started", "note", "run.completed"]
     assert (left["status"], left["result"], left["owner_epoch"]) == ("completed", {"rows": 200}, 1)
     assert [data for type_, data in said if type_ == "note"] == list(range(200))
     assert [type_ for type_, _ in said if type_ != "note"] == ["run.started", "run.completed"]

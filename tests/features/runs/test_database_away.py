@@ -224,7 +224,7 @@ async def test_how_a_run_ended_is_told_when_the_database_is_back_or_by_the_next_
         leaves = there.runs(end_seconds=0.1, spool=spool)
         async with deadline(90):
             await end_without(database, {"waits": waits, "leaves": leaves, "forgets": forgets})
-            closing = asyncio.create_task(waits.aclose(flush_seconds=0.1))
+            closing = asyncio.create_task(waits.aclose(flush_seconds=30))
             await leaves.aclose(flush_seconds=0.1)
             await forgets.aclose(flush_seconds=0.1)
         said = {each.message: each for each in caplog.records}
@@ -236,6 +236,7 @@ async def test_how_a_run_ended_is_told_when_the_database_is_back_or_by_the_next_
         async with deadline(90):
             await closing
         assert (await there.backend.get("waits")).status is RunStatus.COMPLETED
+        assert [type_ for type_, _ in await there.events("waits")] == ["run.started", "note", "run.completed"]
         # By now the lease of the one that left would be over, too.
         assert (await there.ended("forgets")).status is RunStatus.LOST
         assert (await there.backend.get("leaves")).status is RunStatus.RUNNING

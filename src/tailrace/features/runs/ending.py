@@ -184,9 +184,12 @@ class Ends:
         self._release(active)
 
     async def wait_told(self, seconds: float) -> None:
-        """Wait for those that nobody knows, and say which are left."""
+        """Wait for those that nobody knows."""
         if self._untold and seconds > 0:
             await asyncio.wait(list(self._untold.values()), timeout=seconds)
+
+    def say_left(self) -> None:
+        """Log which of them nobody was told."""
         if self._untold and self._hold_seconds > 0:
             log.warning("ends of runs are kept: the next process on the folder tells them", extra=self._left())
         elif self._untold:

@@ -11,6 +11,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -41,6 +42,7 @@ T = TypeVar("T")
 RENEW_SECONDS = 0.4
 CALL_SECONDS = 10.0
 END_SECONDS = 30.0
+LAST_CALL_SECONDS = 2.0
 
 
 class Runs:
@@ -260,26 +262,36 @@ class Runs:
                 states |= await self.backend.renew(some, hold_seconds=hold)
         return states
 
+    async def _hold(self) -> None:
+        """Keep the runs whose ends are left on the disk, if anybody can be asked for that."""
+        kept = {run_id: active for run_id, active in self._held.items() if self._ends.keeps(active)}
+        if kept:
+            with contextlib.suppress(TailraceError, TimeoutError):
+                async with asyncio.timeout(LAST_CALL_SECONDS):
+                    await self._renew_all(kept)
+
     # -- life ------------------------------------------------------------------------------------------------
 
     async def aclose(self, *, flush_seconds: float = 5.0) -> None:
         """Wait a while for what still has to be told, then give everything back.
 
-        Waits for `end_seconds` more where nobody could be told how a run ended. A run that is still open ends as lost.
-        What was not delivered or told stays in the spool folder; the next process on it delivers it, and ends the runs
-        that have ended. Without a folder it is lost: that is logged, and missing events are told in the stream.
+        Before that it waits for `end_seconds` where nobody could be told how a run ended. A run that is still open ends
+        as lost. What was not delivered or told stays in the spool folder; the next process on it delivers it, and ends
+        the runs that have ended. Without a folder it is lost: that is logged; missing events are told in the stream.
         """
         if self._closed:
             return
         self._closed = True
+        await self._ends.wait_told(self._end_seconds)
         ending = self._tasks - {self._renewing}
         if ending:
             await asyncio.wait(ending, timeout=flush_seconds)
-        await self._ends.wait_told(self._end_seconds)
+        self._ends.say_left()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._hold()
         try:
             if self._emitting is not None:
                 await self._emitting.aclose(flush_seconds if not ending else 0.5)
