@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tailrace.client.client import Tailrace
+from tailrace.client.direct import DirectLog
 from tailrace.core.event import Ended, Event, Gap, Record
 from tailrace.core.kinds import StreamKind
 from tailrace.errors import LogUnavailable, NotFound
+from tailrace.eventlog.memory import MemoryLog
 from tailrace.testing import memory_log, memory_tailrace, take
 from tests.support.proxy import StartProxy
 from tests.support.redis_servers import RedisServer, StartRedis
@@ -147,3 +149,20 @@ async def test_a_client_whose_closing_is_cancelled_gives_back_everything(
         return connected == 1 and len(asyncio.all_tasks()) == before
 
     await eventually(nothing_is_left, 30)
+
+
+async def test_closing_a_client_ends_a_reader_that_waits_and_cancels_nobody() -> None:
+    client = Tailrace.on(DirectLog.on(MemoryLog()))
+    subscription = client.subscribe("run:1", since="0")
+
+    async def read() -> list[object]:
+        return [item async for item in subscription]
+
+    await client.publish("run:1", "note", 1)
+    await anext(subscription)
+    reader = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    await client.aclose()
+
+    async with asyncio.timeout(60):
+        assert await reader == []

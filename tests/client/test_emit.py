@@ -233,3 +233,37 @@ async def test_what_a_closed_client_took_and_its_folder_has_no_room_for_is_told_
     assert uids == list(range(1, len(uids) + 1))
     assert caplog.text.count("events are lost: they cannot be kept") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_event_that_never_fits_is_told_though_nothing_follows(log: MemoryLog) -> None:
+    stream = StreamName.parse("run:1")
+    emitting = Emitting(DirectLog.on(log), None, "here", max_bytes=2_000)
+
+    assert not emitting.emit(stream, Event("note", encode("x" * 1_500, max_bytes=2_000)))
+    async with asyncio.timeout(60):
+        assert await emitting.wait_settled(stream)
+
+    assert [record.type for record in (await log.range(stream, limit=10)).records] == ["events.skipped"]
+    await emitting.aclose(0)
+
+
+@pytest.mark.parametrize("answer", [OSError("away"), ""])
+async def test_a_token_function_that_fails_for_a_while_costs_no_event(log: MemoryLog, answer: OSError | str) -> None:
+    asked = 0
+
+    def token() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 2:
+            return mint()
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    async with gateway_on(log) as (server, _), Tailrace(server.url, token=token) as client:
+        client.emit("run:1", "note", 0)
+        await eventually(lambda: asked > 0)
+        client.emit("run:1", "note", 1)
+        assert await client.flush(60)
+
+        assert await stored(log) == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,3 +203,87 @@ def test_a_note_stays_however_much_is_delivered_and_keeps_the_file_until_it_is_f
     again.note("a", None)
     again.close()
     assert not spool.path.exists()
+
+
+# From 3.12 on Python warns of forking with threads.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_holds_no_file_of_its_parent(tmp_path: Path) -> None:
+    spool = SpoolFile.create(tmp_path, "test", "here")
+    spool.put([entry(1)])
+    told, tell = os.pipe()
+    wait, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.write(tell, b"x")
+        os.read(wait, 1)
+        os._exit(0)
+    try:
+        os.read(told, 1)
+        spool.close()
+
+        found = list(orphans(tmp_path, "here"))
+
+        assert [uids(each.peek()) for each in found] == [["u-1"]]
+        for each in found:
+            each.close()
+    finally:
+        for fd in (told, tell, wait, end):
+            os.close(fd)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("damage", [b'{"s":"run:1","t":"no\0\0\n', b'{"s":"\xff"}\n', b'{"done":x\n', b'{"note":1}\n'])
+def test_a_damaged_line_holds_up_no_other(tmp_path: Path, damage: bytes) -> None:
+    spool = SpoolFile.create(tmp_path, "test", "here")
+    spool.put([entry(1)])
+    spool.close()
+    with spool.path.open("ab") as file:
+        file.write(damage)
+    again = SpoolFile.take_over(spool.path, "here")
+    assert again is not None
+    again.put([entry(2)])
+
+    assert uids(again.peek()) == ["u-1", "u-2"]
+    again.done(2)
+    again.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_epilogue_of_a_killed_writer_fits_into_a_full_file(tmp_path: Path) -> None:
+    spool = SpoolFile.create(tmp_path, "test", "here", epilogue=[entry(9)])
+    spool.put([entry(1)])
+    spool.close()
+
+    again = SpoolFile.take_over(spool.path, "here", max_bytes=10)
+
+    assert again is not None
+    assert uids(again.peek()) == ["u-1", "u-9"]
+    again.close()
+
+
+def test_what_a_killed_compaction_left_is_removed(tmp_path: Path) -> None:
+    spool = SpoolFile.create(tmp_path, "test", "here")
+    spool.put([entry(1)])
+    spool.close()
+    spool.path.with_suffix(".new").write_bytes(b"half of it")
+
+    for each in orphans(tmp_path, "here"):
+        each.peek()
+        each.done(1)
+        each.close()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_compacted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailrace.client.spool.COMPACT_BYTES", 10)
+    spool = SpoolFile.create(tmp_path, "test", "here")
+    spool.put([entry(number) for number in range(10)])
+    spool.path.with_suffix(".new").mkdir()
+
+    spool.peek()
+    spool.done(8)
+
+    assert uids(spool.peek()) == ["u-8", "u-9"]
+    spool.close()

@@ -11,7 +11,8 @@ from typing import TypeVar
 import pytest
 
 from tailrace import Event, Record, TailraceSync
-from tailrace.errors import AlreadyClosed, Malformed
+from tailrace.client.engine import Engine, Engines
+from tailrace.errors import AlreadyClosed, Malformed, UsageError
 from tests.support.gateways import gateway_on, mint
 
 T = TypeVar("T")
@@ -107,3 +108,56 @@ async def test_a_closed_client_says_so_and_leaves_no_thread(url: str) -> None:
     await with_client(url, use)
 
     assert threading.active_count() <= before + 1
+
+
+class Nothing:
+    """A client that does nothing."""
+
+    async def wait(self, begun: threading.Event) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_a_call_that_waits_in_another_thread_ends_when_the_client_is_closed() -> None:
+    engines = Engines(Nothing)
+    engine = engines.running()
+    begun = threading.Event()
+    ended: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            engine.call(engine.client.wait(begun))
+        except AlreadyClosed as exc:
+            ended.append(exc)
+
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    assert begun.wait(60)
+    engines.close(Nothing.aclose)
+    thread.join(60)
+
+    assert [type(each) for each in ended] == [AlreadyClosed]
+
+
+def test_what_outlives_its_client_is_told_so() -> None:
+    engines = Engines(Nothing)
+    engine = engines.running()
+    engines.close(Nothing.aclose)
+
+    with pytest.raises(AlreadyClosed):
+        engine.call(engine.client.aclose())
+
+
+def test_the_clients_own_thread_is_refused_instead_of_waiting_for_itself() -> None:
+    engines = Engines(Nothing)
+    engine: Engine[Nothing] = engines.running()
+
+    async def use() -> None:
+        engine.call(engine.client.aclose())
+
+    with pytest.raises(UsageError):
+        engine.call(use())
+    engines.close(Nothing.aclose)

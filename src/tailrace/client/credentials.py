@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from tailrace.errors import ConfigError
+from tailrace.errors import ConfigError, LogUnavailable
 
 __all__ = ["Credentials", "Token", "expiry_of"]
 
@@ -20,6 +20,8 @@ Token: TypeAlias = str | Callable[[], str | Awaitable[str]]
 
 EARLY_SECONDS = 10.0
 """A token is renewed this long before it expires."""
+ASK_SECONDS = 8.0
+"""How long the function may take."""
 
 
 class Credentials:
@@ -45,12 +47,20 @@ class Credentials:
         return {"authorization": f"Bearer {self._current}"} if self._current else {}
 
     async def renew(self, refused: str | None) -> None:
-        """Ask for a new token, unless somebody replaced the refused one meanwhile."""
+        """Ask for a new token, unless somebody replaced the refused one meanwhile.
+
+        Raises:
+            LogUnavailable: the function failed, or took too long: it may do later. ConfigError: it answered no token.
+        """
         async with self._lock:
             if self._source is None or (self._current is not None and self._current != refused):
                 return
-            answer = self._source()
-            fresh = await answer if inspect.isawaitable(answer) else answer
+            try:
+                async with asyncio.timeout(ASK_SECONDS):
+                    answer = self._source()
+                    fresh = await answer if inspect.isawaitable(answer) else answer
+            except Exception as exc:  # whoever gives tokens is away: no reason to lose events, or to end
+                raise LogUnavailable(f"the token function failed: {type(exc).__name__}", retry_after=1.0) from exc
             if not fresh or type(fresh) is not str:
                 raise ConfigError("the token function answered no token")
             self._current = fresh

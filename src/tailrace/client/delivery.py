@@ -4,7 +4,7 @@ Rules of this file
 1. One batch is under way at a time, so that order holds; it is tried with the same uids until it is settled.
 2. What may succeed later is tried again for ever, with full jitter. What never can (a closed stream, a bad event) is
    dropped alone, and told to `on_refused`; what comes behind it goes on.
-3. A refused token is waited out: it may be renewed, and the events are worth more than the wait.
+3. A refused token, and a function that answers none, are waited out: the events are worth more than the wait.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TypeVar
 from tailrace.client.backend import Backend, pause_before
 from tailrace.client.spool import BATCH_EVENTS, Entry, Spool
 from tailrace.core.names import StreamName
-from tailrace.errors import Forbidden, LogError, NotFound, RateLimited, TailraceError, Unauthorized
+from tailrace.errors import ConfigError, Forbidden, LogError, NotFound, RateLimited, TailraceError, Unauthorized
 
 __all__ = ["Delivery"]
 
@@ -108,7 +108,7 @@ class Delivery:
             else:
                 events = [entry.event() for entry in batch]
                 await self._backend.append(batch[0].stream, events, seconds=ATTEMPT_SECONDS, owner_epoch=batch[0].e)
-        except (Unauthorized, Forbidden) as exc:
+        except (Unauthorized, Forbidden, ConfigError) as exc:
             self._trouble(exc)
             return REFUSED_TOKEN_SECONDS
         except (LogError, RateLimited) as exc:

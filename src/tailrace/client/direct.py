@@ -165,6 +165,7 @@ class DirectSource:
         self._blocks: deque[Block] = deque()
         self._items: deque[Item] = deque()
         self._unread = 0
+        self._closed = False
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[CloseCode] | None = None
         self._wake = asyncio.Event()
@@ -181,6 +182,8 @@ class DirectSource:
                 self._room.set()
                 self._items.extend(block.items)
                 continue
+            if self._closed:
+                return None
             if self._task is None:
                 await self._open()
             elif self._task.done():
@@ -192,6 +195,7 @@ class DirectSource:
 
     async def aclose(self) -> None:
         """See `Source`."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -231,11 +235,18 @@ class DirectSource:
                 self._tell(Link(False, exc.detail, pause))
                 attempt += 1
                 await asyncio.sleep(pause)
+            if self._closed:
+                return
+        if self._closed:
+            self._subscription.detach()
+            return
         self._tell(Link(True))
         self._task = loop.create_task(self._subscription.run())
         self._task.add_done_callback(lambda _: self._wake.set())
 
     def _check_end(self, task: asyncio.Task[CloseCode]) -> None:
+        if task.cancelled():
+            return  # closed, while somebody waited
         code = task.result()
         if code not in (CloseCode.ENDED, CloseCode.EXPIRED):
             raise TailraceError(f"the subscription ended: {code.name}", close_code=int(code))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Awaitable, Mapping
@@ -52,6 +53,7 @@ class Emitting:
         self._uid_prefix = secrets.token_hex(8)
         self._count = 0
         self._taken = 0
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -77,21 +79,29 @@ class Emitting:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="tailrace-emit")
 
     def emit(self, stream: StreamName, event: Event, owner_epoch: int | None = None) -> bool:
-        """Take an event. False: there is no room; it is counted, and the count is announced in its stream.
+        """Take an event. False: there is no room; it is counted, and the count is announced in its stream. In a process
+        that was forked from this one it is always False.
 
         Raises:
             UsageError: events cannot be delivered any more.
         """
+        if not self.here:
+            return False  # nobody delivers here; even the lock may be held by a thread that is gone
         if self._task.done():
             raise UsageError("events are not delivered any more; see the log") from self._ended()
         with self._lock:
             taken = self._offer(stream, event, owner_epoch)
-        if taken:
-            if threading.get_ident() == self._thread:
-                self._arrived.set()
-            else:
-                self._loop.call_soon_threadsafe(self._arrived.set)
+        # One that was not taken has to be told, too.
+        if threading.get_ident() == self._thread:
+            self._arrived.set()
+        else:
+            self._loop.call_soon_threadsafe(self._arrived.set)
         return taken
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the process that it was made in, and not one that was forked from it."""
+        return os.getpid() == self._pid
 
     def _offer(self, stream: StreamName, event: Event, owner_epoch: int | None) -> bool:
         place = (stream, owner_epoch)

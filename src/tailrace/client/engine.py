@@ -9,12 +9,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
 
-from tailrace.errors import AlreadyClosed
+from tailrace.errors import AlreadyClosed, UsageError
 
 __all__ = ["Engine", "Engines"]
 
 T = TypeVar("T")
 C = TypeVar("C")
+STOP_SECONDS = 4.0
+"""How long tasks may take to end when they are cancelled."""
 
 
 class Engine(Generic[C]):
@@ -22,6 +24,8 @@ class Engine(Generic[C]):
 
     def __init__(self, make: Callable[[], C]) -> None:
         self.pid = os.getpid()
+        self._calling = threading.Lock()
+        self._ended = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tailrace", daemon=True)
         self._thread.start()
@@ -36,8 +40,23 @@ class Engine(Generic[C]):
         return make()
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout_seconds: float | None = None) -> T:
-        """Run a coroutine on the loop and wait for it. An interrupt (Ctrl-C) cancels it."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Run a coroutine on the loop and wait for it. An interrupt (Ctrl-C) cancels it.
+
+        Raises:
+            AlreadyClosed: the engine was closed before, or meanwhile.
+            UsageError: this is the loop's own thread: it would wait for itself.
+        """
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise UsageError("the client's own thread cannot wait for the client: call it from another")
+        if os.getpid() != self.pid:
+            coroutine.close()
+            raise AlreadyClosed("it belongs to the parent process")
+        with self._calling:
+            if self._ended:
+                coroutine.close()
+                raise AlreadyClosed("the client was closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result(timeout_seconds)
         except CancelledError:
@@ -54,15 +73,22 @@ class Engine(Generic[C]):
             self._stop()
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._cancel_all)
-        self._thread.join(5.0)
+        with self._calling:
+            self._ended = True
+            stopping = asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop)
+        stopping.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        self._thread.join(STOP_SECONDS + 1.0)
         if not self._thread.is_alive():
             self._loop.close()
 
-    def _cancel_all(self) -> None:
-        for task in asyncio.all_tasks(self._loop):
+    async def _cancel_all(self) -> None:
+        """End all tasks, and let those who wait for them in other threads hear of it before the loop stops."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
             task.cancel()
-        self._loop.call_soon(self._loop.stop)
+        if others:
+            await asyncio.wait(others, timeout=STOP_SECONDS)
+        await asyncio.sleep(0)
 
 
 class Engines(Generic[C]):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TypeVar
+
 import msgspec
 
 from tailrace.core.event import Event, Json
 from tailrace.core.names import StreamName
 
-__all__ = ["Entry", "Header", "Line", "Note"]
+__all__ = ["Entry", "Header", "Line", "Note", "readable"]
+
+log = logging.getLogger("tailrace.client")
+
+T = TypeVar("T")
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,3 +79,12 @@ class Header(msgspec.Struct, frozen=True):
     """Whom the entries are for."""
     epilogue: list[Entry] = []
     """What is to be done when the writer died: added by who takes the file over."""
+
+
+def readable(decoder: msgspec.json.Decoder[T], line: bytes) -> T | None:
+    """What a line says; None: it is damaged, which is logged."""
+    try:
+        return decoder.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        log.error("a line of a spool cannot be read, and is left out", extra={"reason": str(exc)})
+        return None

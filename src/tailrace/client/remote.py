@@ -192,10 +192,6 @@ class RemoteLog:
                 headers = await self.credentials.headers()
                 used = self.credentials.current
                 status, answered, answer = await self._attempt(method, path, headers, body, end)
-            except HttpFailure as exc:
-                perhaps = perhaps or exc.sent
-                error = LogUnavailable(str(exc), retry_after=0.0)
-            else:
                 if 200 <= status < 300:
                     return answer
                 error = error_of(status, answered, answer)
@@ -204,8 +200,13 @@ class RemoteLog:
                     renewed = True
                     await self.credentials.renew(used)
                     continue
-                if not error.retryable:
-                    raise error
+            except HttpFailure as exc:
+                perhaps = perhaps or exc.sent
+                error = LogUnavailable(str(exc), retry_after=0.0)
+            except LogUnavailable as exc:  # no token for now
+                error = exc
+            if not error.retryable:
+                raise error
             pause = max(getattr(error, "retry_after", 0.0), pause_before(attempt, base=0.1, cap=2.0))
             if time.monotonic() + pause >= end:
                 raise _given_up(error, perhaps and method == "POST")

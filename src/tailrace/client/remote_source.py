@@ -111,6 +111,8 @@ class RemoteSource:
         pause = self._not_before - time.monotonic()
         if pause > 0:
             await asyncio.sleep(pause)
+        if self._finished:
+            return
         try:
             await self._settle_mixed()
             query, last_event_id = self._request()
@@ -128,6 +130,9 @@ class RemoteSource:
             self._opened(response)
 
     def _opened(self, response: Response) -> None:
+        if self._finished:  # closed meanwhile
+            response.close()
+            return
         if response.status == 204:
             response.close()
             for stream, place in self._places.items():

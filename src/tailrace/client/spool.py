@@ -3,7 +3,7 @@
 Rules of this file
 1. First in, first out. An event leaves only when `done` says so; until then `peek` answers it again.
 2. A file is one append-only list of JSON lines: a header, entries, and notes of how far they were delivered. A torn
-   last line (the process was killed) is ignored. Entries carry uids, so that delivering one again is harmless.
+   last line (the process was killed) is ignored, a damaged one logged. Entries carry uids: one may be delivered again.
 3. Only the holder of the file's lock touches it; who finds an unlocked file may take it over (`orphans`).
 4. Full means `WouldBlock`; nothing is dropped here.
 5. A note is a fact beside the entries. It stays until it is forgotten, however much is delivered, and keeps the file.
@@ -26,7 +26,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from tailrace.client.entry import Entry, Header, Line, Note
+from tailrace.client.entry import Entry, Header, Line, Note, readable
+from tailrace.client.forks import let_go_in_children
 from tailrace.errors import ConfigError, UsageError, WouldBlock
 
 __all__ = ["FILE_BYTES", "MEMORY_BYTES", "Entry", "MemorySpool", "Spool", "SpoolFile", "orphans"]
@@ -117,6 +118,7 @@ class SpoolFile:
         self._ends: list[int] = []
         self._notes: dict[str, str] = {}
         self._head = self._scan()
+        let_go_in_children(self)
 
     @classmethod
     def create(
@@ -235,6 +237,12 @@ class SpoolFile:
             os.close(self._fd)
             self._fd = -1
 
+    def let_go(self) -> None:
+        """See `forks`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def _noted(self) -> Iterator[Entry]:
         for entry, end in self._entries(self._head):
             self._ends.append(end)
@@ -256,11 +264,10 @@ class SpoolFile:
             if line.startswith(b'{"spool"'):
                 head = max(head, end)
             elif line.startswith(b'{"done"'):
-                head = max(head, _LINE.decode(line).done or 0)
+                head = max(head, (readable(_LINE, line) or Line()).done or 0)
             elif line.startswith(b'{"finished"'):
                 finished = True
-            elif line.startswith(b'{"note"'):
-                note = _NOTE.decode(line)
+            elif line.startswith(b'{"note"') and (note := readable(_NOTE, line)) is not None:
                 self._notes.pop(note.note, None)
                 if note.of is not None:
                     self._notes[note.note] = note.of
@@ -273,14 +280,19 @@ class SpoolFile:
         end = max((end for _, end in self._lines(0)), default=0)
         os.ftruncate(self._fd, end)
         self._size = end
+        # Of a compaction that was killed.
+        with contextlib.suppress(OSError):
+            self.path.with_suffix(".new").unlink()
         if not self.finished and self.header.epilogue:
-            self.put(self.header.epilogue)
-            self.finish()
+            self.finish(self.header.epilogue)
 
     def _compact(self) -> None:
         """Keep only what is not delivered. Replaces the file by a rename: a kill leaves the old one or the new one."""
         fresh = self.path.with_suffix(".new")
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError:  # no more files: as below
+            return
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             _write(fd, self._head_line + (FINISHED if self.finished else b"") + _note_lines(self._notes))
@@ -309,8 +321,8 @@ class SpoolFile:
 
     def _entries(self, offset: int) -> Iterator[tuple[Entry, int]]:
         for line, end in self._lines(offset):
-            if line.startswith(b'{"s"'):
-                yield _ENTRY.decode(line), end
+            if line.startswith(b'{"s"') and (entry := readable(_ENTRY, line)) is not None:
+                yield entry, end
 
     def _lines(self, offset: int) -> Iterator[tuple[bytes, int]]:
         """Complete lines from an offset on, each with the offset behind it."""

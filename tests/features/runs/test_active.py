@@ -161,3 +161,13 @@ async def test_code_anywhere_below_finds_its_run() -> None:
         CURRENT.reset(token)
 
         assert [data for _, data in await said.events()] == [1, 2]
+
+
+async def test_text_that_is_none_is_told_to_who_says_it_and_to_nobody_else() -> None:
+    async with active_run() as said:
+        with pytest.raises(Malformed):
+            said.run.token("s1", "\ud83d")
+        said.run.emit("note")
+        said.run.close()
+
+        assert [type_ for type_, _ in await said.events()] == ["note"]

@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy.engine import URL
 
 from tailrace.core.event import Event
+from tailrace.core.kinds import Kinds, StreamKind
 from tailrace.errors import Fenced, LogUnavailable, StreamClosed
 from tailrace.eventlog.base import Appended
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.run_leases import Held, MemoryRunLeases
 from tailrace.features.runs.backend import LeaseState
 from tailrace.features.runs.model import RunStatus, run_stream
+from tailrace.features.runs.store import End
 from tailrace.features.runs.workers import GRACE_MS, Reaper, Sealer
 from tests.features.runs.support import LEASE, Clock, Runs, data_of, runs_on
 
@@ -253,3 +255,28 @@ async def test_a_second_wish_to_cancel_does_not_cut_off_what_is_on_the_way(sqlit
         await runs.log.append(run_stream("r1"), [Event("late", 1)], owner_epoch=epoch)
         await runs.service.finish("r1", epoch, RunStatus.CANCELLED)
         assert await runs.types("r1") == ["late", "run.cancelled"]
+
+
+async def test_an_epoch_that_was_never_given_keeps_no_run_from_its_end(sqlite: URL) -> None:
+    async with runs_on(sqlite) as runs:
+        epoch = await claimed(runs)
+        await runs.log.append(run_stream("r1"), [Event("work", 1)], owner_epoch=epoch + 5)
+
+        run = await runs.service.finish("r1", epoch, RunStatus.COMPLETED)
+
+        assert run.sealed
+        assert await runs.types("r1") == ["work", "run.completed"]
+
+
+async def test_a_run_that_cannot_be_sealed_holds_up_neither_others_nor_the_sealer(sqlite: URL) -> None:
+    small = Kinds([StreamKind(name="run", max_event_bytes=300)])
+    async with runs_on(sqlite, log=MemoryLog(kinds=small)) as runs:
+        await runs.service.create(owner="ada", run_id="large")
+        await runs.service.create(owner="ada", run_id="small")
+        end = End(status=RunStatus.FAILED, error="x" * 1_000)
+        await runs.service.store.end("large", None, end, now=1)
+        await runs.service.store.end("small", None, End(status=RunStatus.FAILED), now=2)
+
+        assert await Sealer(runs.service).step() == 1
+
+        assert (await runs.service.get("small")).sealed

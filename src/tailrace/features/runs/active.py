@@ -53,6 +53,11 @@ class ActiveRun:
         self._stopping = False
         self._closed = False
 
+    @property
+    def here(self) -> bool:
+        """Whether this is the process that produces the run, and not one that was forked from it."""
+        return self._emitting.here
+
     # -- saying ----------------------------------------------------------------------------------------------
 
     def emit(
@@ -67,20 +72,27 @@ class ActiveRun:
         """Say that something happened. Never waits; events are stored in the order of the calls, each once.
 
         False: it is not going to be stored, because the spool is full (the number of such events is told at their
-        place in the stream) or the run is no longer ours.
+        place in the stream), the run is no longer ours, or this process was forked from the one that has it.
 
         Raises:
             Malformed: not an event. TooLarge: over 1 MB.
         """
         checked = prepare(Event(type, data, uid, key, actor), max_bytes=MAX_EVENT_BYTES)
+        if not self.here:
+            return False
         with self._lock:
             self._text.flush()
             return self._put(Event(checked.type, checked.data, uid, key, actor))
 
     def token(self, step: str, text: str) -> None:
-        """Add a piece of the text that a step makes: it leaves with others, within 50 ms."""
-        with self._lock:
-            self._text.add(step, text)
+        """Add a piece of the text that a step makes: it leaves with others, within 50 ms.
+
+        Raises:
+            Malformed: not text that UTF-8 can have. TooLarge: over 1 MB.
+        """
+        if self.here:
+            with self._lock:
+                self._text.add(step, text)
 
     def step(self, name: str, *, kind: str = "step", step_id: str | None = None, parent: str | None = None) -> Step:
         """A part of the run: `async with run.step("plan"):` or `with run.step("plan"):`.

@@ -111,9 +111,10 @@ class RunsSync:
         return engine.call(engine.client.begin(run_id))
 
     def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
-        """See `Runs.end`."""
-        engine = self._engines.running()
-        engine.call(engine.client.end(active, error))
+        """See `Runs.end`. In a process that was forked in the run it does nothing: the run is the parent's."""
+        if active.here:
+            engine = self._engines.running()
+            engine.call(engine.client.end(active, error))
 
     def finish(self, run_id: str, status: RunStatus, *, error: str | None = None) -> Run:
         """End a run whoever has it. Raises: RunNotFound; RunEnded: it ended in another way."""

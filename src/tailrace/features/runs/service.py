@@ -20,6 +20,7 @@ import msgspec
 
 from tailrace.errors import (
     DatabaseUnavailable,
+    Fenced,
     IdempotencyConflict,
     LogError,
     LogUnavailable,
@@ -223,6 +224,9 @@ class RunService:
             await event_log.append(run.stream, last_events(run), owner_epoch=run.owner_epoch or None, close=True)
         except StreamClosed:
             pass  # sealed before, or closed by somebody who may
+        except Fenced:
+            # The stream saw an epoch that SQL never gave. SQL decides who ends a run.
+            await self._append_end(event_log, run)
         except IdempotencyConflict:
             await self._close(event_log, run)
         if run.kind in self._ttl_seconds:
@@ -233,6 +237,14 @@ class RunService:
         except LogError:
             log.debug("a lease ends by itself", extra={"run": run.id})
         return msgspec.structs.replace(run, sealed=True)
+
+    async def _append_end(self, event_log: Log, run: Run) -> None:
+        try:
+            await event_log.append(run.stream, last_events(run), close=True)
+        except StreamClosed:
+            pass
+        except IdempotencyConflict:
+            await self._close(event_log, run)
 
     async def _close(self, event_log: Log, run: Run) -> None:
         """Somebody else used the uid of the end: their event stays, and the stream ends."""

@@ -18,7 +18,7 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tailrace.errors import TailraceError, UsageError
+from tailrace.errors import Malformed, TailraceError, UsageError
 
 if TYPE_CHECKING:
     from tailrace.features.runs.active import ActiveRun
@@ -130,9 +130,17 @@ class TextBuffer:
         self._waiting = False
 
     def add(self, step: str, text: str) -> None:
-        """Take a piece."""
+        """Take a piece.
+
+        Raises:
+            Malformed: a lone surrogate is in it. Told to who said it, not to whoever speaks or ends next.
+        """
         if not text:
             return
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Malformed("a lone surrogate is no text", field="text") from None
         self._parts.setdefault(step, []).append(text)
         self._sizes[step] = self._sizes.get(step, 0) + len(text)
         if self._sizes[step] >= FULL_CHARACTERS:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from tailrace.errors import DatabaseUnavailable, Fenced, LogError, RunEnded, RunNotFound, TailraceError
-from tailrace.features.runs.model import RunStatus
+from tailrace.features.runs.model import Run, RunStatus
 from tailrace.features.runs.service import RunService
 
 __all__ = ["Reaper", "Sealer"]
@@ -63,9 +63,19 @@ class Sealer:
                 # Silent, or only not heard of yet: the reaper finds out.
                 await service.leases.watch([(run.id, run.owner_epoch)], service.lease_seconds)
             elif not alive or run.status is RunStatus.LOST:
-                await service.seal(run)
-                sealed += 1
+                sealed += await self._seal(run)
         return sealed
+
+    async def _seal(self, run: Run) -> bool:
+        try:
+            await self._service.seal(run)
+        except (LogError, DatabaseUnavailable):
+            raise
+        except TailraceError as error:
+            # One run that cannot be sealed holds up no other, nor the gateway.
+            log.exception("a run cannot be sealed", extra={"run": run.id, "code": error.code})
+            return False
+        return True
 
 
 class Reaper:
