@@ -161,3 +161,11 @@ def test_the_clients_own_thread_is_refused_instead_of_waiting_for_itself() -> No
     with pytest.raises(UsageError):
         engine.call(use())
     engines.close(Nothing.aclose)
+
+
+async def test_a_subscription_that_outlives_its_client_is_closed_with_it(url: str) -> None:
+    def use(client: TailraceSync) -> None:
+        with client.subscribe("run:1"):
+            client.close()
+
+    await with_client(url, use)

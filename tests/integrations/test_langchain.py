@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import AsyncIterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 from langchain_core.language_models.fake_chat_models import (
@@ -12,6 +14,7 @@ from langchain_core.language_models.fake_chat_models import (
     GenericFakeChatModel,
 )
 from langchain_core.messages import AIMessage
+from langchain_core.outputs import LLMResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import tool
@@ -155,4 +158,41 @@ async def test_an_error_in_astream_events_fails_what_was_open() -> None:
         events = await said.events()
 
     assert [type_ for type_, _ in events][-1] == "step.failed"
+    check_nesting(events)
+
+
+class Unspeakable:
+    """An output that cannot be said."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("unspeakable")
+
+
+async def test_what_cannot_be_told_reaches_the_caller_all_the_same() -> None:
+    def event(what: str, id_: str, **data: Any) -> dict[str, Any]:
+        return {"event": what, "name": "x", "run_id": id_, "data": data}
+
+    given = [
+        event("on_chat_model_start", "m"),
+        event("on_chat_model_stream", "m", chunk="half \ud83d"),
+        event("on_chat_model_end", "m"),
+        event("on_tool_start", "t", input="half \ud83d"),
+        event("on_tool_end", "t", output=Unspeakable()),
+    ]
+
+    async def events_of() -> AsyncIterator[dict[str, Any]]:
+        for each in given:
+            yield each
+
+    async with active_run() as said:
+        seen = [each async for each in follow(said.run, events_of())]
+        callbacks = RunCallbacks(said.run)
+        await callbacks.on_llm_start({}, [], run_id=UUID(int=1))
+        await callbacks.on_llm_new_token("half \ud83d", run_id=UUID(int=1))
+        await callbacks.on_llm_end(LLMResult(generations=[]), run_id=UUID(int=1))
+
+        events = await said.events()
+
+    assert seen == given
+    assert text_of(events, "m") == text_of(events, str(UUID(int=1))) == "half ?"
     check_nesting(events)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -214,7 +215,8 @@ class SubscriptionSync:
     def close(self) -> None:
         """See `Subscription.aclose`."""
         if os.getpid() == self._engine.pid:
-            self._engine.call(self._subscription.aclose())
+            with contextlib.suppress(AlreadyClosed):  # with its client
+                self._engine.call(self._subscription.aclose())
 
     def __enter__(self) -> SubscriptionSync:
         return self

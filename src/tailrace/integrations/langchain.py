@@ -12,6 +12,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
@@ -24,6 +25,8 @@ from tailrace.features.runs.active import ActiveRun
 from tailrace.features.runs.steps import Step
 
 __all__ = ["RunCallbacks", "follow"]
+
+log = logging.getLogger("tailrace.langchain")
 
 E = TypeVar("E", bound=Mapping[str, Any])
 MAX_TEXT = 2_000
@@ -42,12 +45,12 @@ class _Steps:
         facts = self._facts("input", given)
         node = (metadata or {}).get("langgraph_node")
         if node is not None:
-            facts["node"] = str(node)
+            facts["node"] = _sayable(str(node))
         parent = parent if parent in self._open else None
-        self._open[id_] = self._run.step(name, kind=kind, step_id=id_, parent=parent).start(**facts)
+        self._open[id_] = self._run.step(_sayable(name), kind=kind, step_id=id_, parent=parent).start(**facts)
 
     def text(self, id_: str, content: Any) -> None:
-        step, text = self._open.get(id_), text_of(content)
+        step, text = self._open.get(id_), _sayable(text_of(content))
         if step is not None and text:
             self._spoke.add(id_)
             step.token(text)
@@ -77,7 +80,11 @@ class _Steps:
     def _facts(self, name: str, value: Any) -> dict[str, Any]:
         if value is None or self._max_text == 0:
             return {}
-        text = value if isinstance(value, str) else text_of(value) or str(value)
+        try:
+            text = _sayable(value if isinstance(value, str) else text_of(value) or str(value))
+        except Exception as exc:  # the application's own code makes the text
+            log.info("a step's fact cannot be told", extra={"fact": name, "error": type(exc).__name__})
+            return {}
         return {name: text if len(text) <= self._max_text else f"{text[: self._max_text]}…"}
 
 
@@ -175,7 +182,10 @@ async def follow(run: ActiveRun, events: AsyncIterator[E], *, max_text: int = MA
     steps = _Steps(run, max_text)
     try:
         async for event in events:
-            _tell(steps, event)
+            try:
+                _tell(steps, event)
+            except Exception:
+                log.warning("a run could not be told what its chain does", exc_info=True)
             yield event
     except BaseException as error:
         steps.fail_all(error)
@@ -202,6 +212,11 @@ def _tell(steps: _Steps, event: Mapping[str, Any]) -> None:
             steps.end(id_, output if kind == "tool" else None)
     elif phase == "error":
         steps.fail(id_, data.get("error") or RuntimeError("it failed"))
+
+
+def _sayable(text: str) -> str:
+    """The text as UTF-8 can have it: some models cut characters in halves."""
+    return text.encode(errors="replace").decode()
 
 
 def text_of(content: Any) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tailrace.errors import Fenced, Malformed, TooLarge, UsageError
 from tailrace.features.runs.active import CURRENT, current_run, emit
+from tailrace.features.runs.ending import RunEnd
 from tailrace.features.runs.steps import RunCancelled
 from tests.support.active import active_run, text_of
 from tests.support.wait import eventually
@@ -171,3 +172,13 @@ async def test_text_that_is_none_is_told_to_who_says_it_and_to_nobody_else() -> 
         said.run.close()
 
         assert [type_ for type_, _ in await said.events()] == ["note"]
+
+
+async def test_an_error_about_a_file_with_a_name_that_is_no_text_is_told_and_goes_on() -> None:
+    error = OSError("caf\udce9")
+    async with active_run() as said:
+        with pytest.raises(OSError, match="caf"), said.run.step("read"):
+            raise error
+
+        assert (await said.events())[-1][1]["error"] == "OSError: caf?"
+        assert RunEnd.noted("end:1:1", RunEnd.of(said.run, error).note()) is not None

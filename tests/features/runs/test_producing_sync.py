@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -113,3 +114,26 @@ def test_threads_have_runs_of_their_own_at_once(runs: RunsSync, store: SyncEvent
         events = store.get_events(name)
         assert [event.data for event in events if event.type == "note"] == [[name, n] for n in range(50)]
         assert events[-1].type == "run.completed"
+
+
+# From 3.12 on Python warns of forking with threads.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_that_was_forked_in_a_run_neither_speaks_for_it_nor_ends_it(
+    runs: RunsSync, store: SyncEventStore
+) -> None:
+    with runs.open(run_id="1") as run:
+        child = os.fork()
+        if child == 0:
+            said = True
+            try:
+                said = run.emit("note", "child")
+                run.token("s", "child")
+                runs.end(run)
+            finally:
+                os._exit(1 if said else 0)
+        _, status = os.waitpid(child, 0)
+        assert run.emit("note", "parent")
+
+    assert status == 0
+    assert stored(runs, "1").status is RunStatus.COMPLETED
+    assert [event.data for event in store.get_events("1") if event.type == "note"] == ["parent"]

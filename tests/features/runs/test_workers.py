@@ -9,7 +9,7 @@ from sqlalchemy.engine import URL
 
 from tailrace.core.event import Event
 from tailrace.core.kinds import Kinds, StreamKind
-from tailrace.errors import Fenced, LogUnavailable, StreamClosed
+from tailrace.errors import Conflict, Fenced, LogUnavailable, StreamClosed
 from tailrace.eventlog.base import Appended
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.run_leases import Held, MemoryRunLeases
@@ -280,3 +280,17 @@ async def test_a_run_that_cannot_be_sealed_holds_up_neither_others_nor_the_seale
         assert await Sealer(runs.service).step() == 1
 
         assert (await runs.service.get("small")).sealed
+
+
+async def test_a_run_whose_lease_was_forgotten_is_not_taken_over_before_a_whole_lease(sqlite: URL) -> None:
+    clock = Clock()
+    store = Store(clock)
+    async with runs_on(sqlite, leases=store) as runs:
+        await claimed(runs)
+        store.forget_all()
+
+        with pytest.raises(Conflict):
+            await runs.service.begin("r1", producer="p2")
+        clock.now += LEASE + 1
+
+        assert (await runs.service.begin("r1", producer="p2")).epoch == 2

@@ -119,6 +119,8 @@ class RunService:
         run = await self.store.get(run_id)
         from_epoch = None
         if run.status is RunStatus.RUNNING:
+            # A store that forgot the lease says nothing about who lives: then it gets a whole one.
+            await self.leases.watch([(run_id, run.owner_epoch)], self.lease_seconds)
             (alive,) = await self.leases.alive([run_id])
             from_epoch = None if alive else run.owner_epoch
         run = await self.store.claim(run_id, producer=producer, now=_now(), from_epoch=from_epoch)

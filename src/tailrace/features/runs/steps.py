@@ -172,6 +172,6 @@ def flush_on(loop: asyncio.AbstractEventLoop, thread: int, flush: Callable[[], N
 
 
 def error_text(error: BaseException) -> str:
-    """An error for people."""
-    text = str(error)
+    """An error for people, as UTF-8 can have it: names of files may be in it."""
+    text = str(error).encode(errors="replace").decode()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

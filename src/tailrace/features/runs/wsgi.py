@@ -9,6 +9,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from tailrace.core.cursor import parse_resume
 from tailrace.core.event import Item
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
-from tailrace.errors import TailraceError, UsageError
+from tailrace.errors import AlreadyClosed, TailraceError, UsageError
 
 __all__ = ["EventIterator", "Viewers"]
 
@@ -105,7 +106,8 @@ class EventIterator:
             self._seated = False
             self._viewers.leave()
         if subscription is not None:
-            self._engine.call(subscription.aclose())
+            with contextlib.suppress(AlreadyClosed):  # with its store
+                self._engine.call(subscription.aclose())
 
     def __del__(self) -> None:
         if self._seated:
