@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,21 @@ async def log() -> AsyncIterator[MemoryLog]:
 async def proxy(log: MemoryLog) -> AsyncIterator[FaultyProxy]:
     async with gateway_on(log) as (server, _), faulty_proxy(server.port) as made:
         yield made
+
+
+@asynccontextmanager
+async def default_backend(answer: bytes) -> AsyncIterator[int]:
+    """What a proxy answers while it knows no gateway; the port."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        found = re.search(rb"content-length: (\d+)", asked.lower())
+        await reader.readexactly(int(found[1]) if found else 0)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
 
 
 async def stored(log: MemoryLog, stream: str = "run:1") -> list[int]:
@@ -199,6 +216,20 @@ async def test_a_refused_token_is_waited_out(
         assert await client.flush(10)
 
     assert asked == 5
+    assert await stored(log) == [1]
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "302 Found", "405 Method Not Allowed", "410 Gone", "501 No"])
+async def test_an_answer_that_is_no_gateways_costs_no_event(log: MemoryLog, proxy: FaultyProxy, status: str) -> None:
+    answer = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: 3\r\n\r\n<p>".encode()
+    async with default_backend(answer) as elsewhere, Tailrace(proxy.url, token=mint()) as client:
+        gateway, proxy.target_port = proxy.target_port, elsewhere
+        client.emit("run:1", "note", 1)
+        assert not await client.flush(1)
+        proxy.target_port = gateway
+        proxy.cut()
+        assert await client.flush(30)
+
     assert await stored(log) == [1]
 
 

@@ -4,18 +4,19 @@ Rules of this file
 1. One batch is under way at a time, so that order holds; it is tried with the same uids until it is settled.
 2. What may succeed later is tried again for ever, with full jitter. What never can (a closed stream, a bad event) is
    dropped alone, and told to `on_refused`; what comes behind it goes on.
-3. A refused token, and a function that answers none, are waited out: the events are worth more than the wait.
+3. A refused token, a function that answers none, and answers that are no gateway's are waited out: the events are
+   worth more than the wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from tailrace.client.backend import Backend, pause_before
+from tailrace.client.problems import is_elsewhere
 from tailrace.client.spool import BATCH_EVENTS, Entry, Spool
 from tailrace.core.names import StreamName
 from tailrace.errors import ConfigError, Forbidden, LogError, NotFound, RateLimited, TailraceError, Unauthorized
@@ -114,19 +115,27 @@ class Delivery:
         except (LogError, RateLimited) as exc:
             if not exc.retryable:
                 return await self._refuse(batch, exc)
-            self._trouble(exc)
-            pause = pause_before(self._attempt, base=0.2, cap=5.0)
-            self._attempt += 1
-            return pause
+            return self._pause(exc)
         except TailraceError as exc:
+            if is_elsewhere(exc):
+                return self._pause(exc)
             return await self._refuse(batch, exc)
         await self._settled(len(batch))
         return 0.0
 
+    def _pause(self, error: TailraceError) -> float:
+        self._trouble(error)
+        pause = pause_before(self._attempt, base=0.2, cap=5.0)
+        self._attempt += 1
+        return pause
+
     async def _close(self, stream: StreamName) -> None:
         # A stream that expired or was deleted meanwhile has ended too.
-        with contextlib.suppress(NotFound):
+        try:
             await self._backend.close(stream)
+        except NotFound as exc:
+            if is_elsewhere(exc):
+                raise
 
     async def _refuse(self, batch: list[Entry], error: TailraceError) -> float:
         """Find the entry that is refused by going one by one; drop that one."""

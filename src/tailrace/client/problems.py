@@ -11,7 +11,7 @@ import msgspec
 from tailrace import errors
 from tailrace.errors import LogUnavailable, RequestError, TailraceError
 
-__all__ = ["error_of", "retry_after_of"]
+__all__ = ["error_of", "is_elsewhere", "retry_after_of"]
 
 _STANDARD = frozenset({"type", "title", "status", "detail", "instance", "code", "retry_after"})
 _WITH_RETRY_AFTER = (errors.RateLimited, errors.LogUnavailable, errors.OutcomeUnknown, errors.DatabaseUnavailable)
@@ -37,10 +37,20 @@ _BY_STATUS: dict[int, type[TailraceError]] = {
 }
 
 
+_NO_GATEWAY = frozenset({300, 301, 302, 303, 307, 308, 404, 405, 410, 421, 501})
+"""What proxies answer while they know no gateway. Other refusals may be of what was sent, by a proxy too."""
+
+
+def is_elsewhere(error: TailraceError) -> bool:
+    """Whether the answer was no gateway's: it says nothing of the request, which may succeed when one is there."""
+    return error.data.get("elsewhere") is True
+
+
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TailraceError:
     """The exception for an answer with an error status (PROTOCOL.md §8).
 
-    The problem's own members are in `data`, with `status` and, when its code is one this version does not know, `code`.
+    The problem's own members are in `data`, with `status`; when its code is one this version does not know, `code`; and
+    `elsewhere` where no gateway answered.
     """
     problem = _problem(body)
     code = problem.get("code")
@@ -51,6 +61,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TailraceEr
         cls = _BY_STATUS.get(status) or (RequestError if 400 <= status < 500 else TailraceError)
         if code is not None:
             data["code"] = code
+        elif status in _NO_GATEWAY:
+            data["elsewhere"] = True
     detail = problem.get("detail") or problem.get("title") or _unexplained(status)
     if issubclass(cls, _WITH_RETRY_AFTER):
         return cls(str(detail), retry_after=retry_after_of(headers, problem), **data)

@@ -20,6 +20,7 @@ import msgspec
 
 from tailrace.client.backend import pause_before
 from tailrace.client.emitting import Emitting
+from tailrace.client.problems import is_elsewhere
 from tailrace.errors import Conflict, Forbidden, NotFound, TailraceError, Unauthorized
 from tailrace.features.runs.active import ActiveRun
 from tailrace.features.runs.backend import RunBackend
@@ -209,7 +210,7 @@ async def _flushed(active: ActiveRun, emitting: Emitting) -> bool:
 
 def passes(error: TailraceError) -> bool:
     """Whether the same may succeed later."""
-    return error.retryable or isinstance(error, (Unauthorized, Forbidden))
+    return error.retryable or isinstance(error, (Unauthorized, Forbidden)) or is_elsewhere(error)
 
 
 def log_refused(end: RunEnd, error: TailraceError) -> None:
