@@ -99,6 +99,7 @@ class Reader:
         self._form = form
         self._resume = resume
         """Where the reading of the log begins, if it was not to be had before."""
+        self._gone = False
         self._attaching = False
         self._failing_since: float | None = None
         self._troubled = False
@@ -129,6 +130,10 @@ class Reader:
         early, self._early = self._early, []
         for text, key in early:
             self.heard(text, key)
+
+    def end(self) -> None:
+        """The viewer is gone: a switch that is under way takes nothing more."""
+        self._gone = True
 
     # -- the log (Sink) -----------------------------------------------------------------------------------------------
 
@@ -252,9 +257,11 @@ class Reader:
         self.state = State.TO_STREAM if to_stream else State.TO_CHANNEL
         self._ready_at = float("inf")
         await asyncio.sleep(GRACE_SECONDS)
+        if self._gone:
+            return
         if to_stream:
             try:
-                await self._subscription.add(self.stream, Special.NOW)
+                await self._add(Special.NOW)
             except LogError:
                 self.state, self._merge = State.CHANNEL, None  # a later tick tries again
                 return
@@ -266,12 +273,17 @@ class Reader:
     async def _attach(self) -> None:
         self._attaching = True
         try:
-            await self._subscription.add(self.stream, self._resume)
+            await self._add(self._resume)
         except LogError:
             return  # a later tick tries again
         finally:
             self._attaching = False
         if self.state is not State.AWAY:
+            self._subscription.remove(self.stream)
+
+    async def _add(self, resume: Resume) -> None:
+        await self._subscription.add(self.stream, resume)
+        if self._gone:  # what it was given back before knows nothing of this
             self._subscription.remove(self.stream)
 
     def _fall_back(self, now: float, merge: Merge) -> None:

@@ -90,6 +90,7 @@ class Switchboard:
 
     def remove(self, reader: Reader) -> None:
         """The reader has ended."""
+        reader.end()
         self._readers.pop(reader, None)
         self.leave(reader)
 
