@@ -274,7 +274,7 @@ class Arena:
                 self.board.complain("log", gateway.url, "", line)
         walks = [reader.walk for reader in self.readers]
         honest = [walk for walk in walks if not isinstance(walk, Intruder)]
-        found = judge(self.board, truth, honest, lossy=self.load.forgetful)
+        found = judge(self.board, truth, honest, lossy=self.load.lossy)
         return Result(self.board, truth, walks, found, self.steps, time.monotonic() - began)
 
     async def drain(self, writing: Sequence[asyncio.Task[None]]) -> None:

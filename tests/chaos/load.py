@@ -41,6 +41,7 @@ class Load:
         killed: whether publisher processes are killed.
         workers: how many processes each gateway has.
         lengths: what is kept, by kind of stream.
+        seldom: how much longer the publisher of the stream that nobody may read pauses: that one is never trimmed.
     """
 
     streams: tuple[str, ...] = STREAMS
@@ -54,10 +55,4 @@ class Load:
     killed: bool = True
     workers: tuple[int, int] = (1, 2)
     lengths: Mapping[str, int] = field(default_factory=lambda: LENGTHS)
-
-    @property
-    def forgetful(self) -> frozenset[str]:
-        """The lossy ones, and the one that nobody may read where it is kept short."""
-        kind = SECRET_STREAM.partition(":")[0]
-        short = self.lengths[kind] < LENGTHS[kind]
-        return frozenset((*self.lossy, SECRET_STREAM) if short else self.lossy)
+    seldom: int = 1

@@ -32,7 +32,8 @@ def invite(arena: Arena) -> None:
     for index, stream in enumerate(set(arena.load.lossy) - set(streams), len(streams)):
         _write(arena, index, [stream], app, bearer)
     _emitters(arena, app, bearer)
-    arena.writers.append(HttpWriter(arena.board, "secret", [SECRET_STREAM], url=arena.edge_url, token=bearer))
+    secret = HttpWriter(arena.board, "secret", [SECRET_STREAM], url=arena.edge_url, token=bearer)
+    arena.writers.append(secret)
     urls = ",".join(edge.http_url for edge in arena.edges)
     if arena.load.killed:
         arena.killed = [
@@ -42,6 +43,8 @@ def invite(arena: Arena) -> None:
     arena.writers += arena.killed
     for writer in arena.writers:
         seldom = 5 if arena.load.batch > 1 and not isinstance(writer, LogWriter) else 1
+        if writer is secret:
+            seldom *= arena.load.seldom
         writer.pause = writer.usual_pause = arena.load.pause * seldom
     for index in range(arena.load.sets):
         _readers(arena, f"{index}", streams[index % len(streams) :][:1], streams[: 2 + index % 2], app)

@@ -43,7 +43,8 @@ LOAD = Load(
     pause=0.25,
     cuts=(0.5, 2.0),
     killed=False,
-    lengths={**LENGTHS, "task": 1_000, "run": 1_000},
+    lengths={**LENGTHS, "task": 1_000},
+    seldom=20,
 )
 
 Series = Mapping[str, Sequence[float]]

@@ -51,8 +51,8 @@ class Probe:
     """Publishes to a stream of its own and waits for it, for readiness."""
 
     def __init__(self, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
-        # One of 256: a stream's meta outlives it by days, and gateways start again and again. Others may share it.
-        self.stream = StreamName.parse(f"probe:{secrets.token_hex(1)}")
+        # One of 16: a stream's meta outlives it by days, and gateways start again and again. Others may share it.
+        self.stream = StreamName.parse(f"probe:{secrets.randbelow(16):x}")
         self.seconds: float | None = None
         """How long the last round trip took."""
         self.reason = "starting"
