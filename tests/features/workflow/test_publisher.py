@@ -13,10 +13,12 @@ import pytest_asyncio
 from tailrace.core.event import GapReason
 from tailrace.core.rollout import Mode
 from tailrace.errors import ConfigError, InvalidCursor, LogUnavailable, OutcomeUnknown, TooLarge
+from tailrace.features.workflow.message import stream_of
 from tailrace.features.workflow.publisher import ENDED_SECONDS, WorkflowPublisher
 from tailrace.features.workflow.sync import WorkflowPublisherSync
 from tests.features.workflow.conftest import MakePublisher, OldSubscriber
 from tests.support.redis_servers import RedisServer, StartRedis
+from tests.support.wait import eventually
 
 
 @pytest.fixture
@@ -275,3 +277,14 @@ async def test_the_sync_publisher_does_the_same(redis70: RedisServer, key_prefix
     assert first.receivers == 0
     kinds = [each.get("type") for each in history.messages]
     assert kinds == ["node_output", "workflow_error", "workflow_complete", "note", None]
+
+
+async def test_who_stops_waiting_for_new_messages_is_a_reader_no_more(publisher: WorkflowPublisher) -> None:
+    hub = await publisher._direct.hub()
+    waiting = asyncio.create_task(publisher.read_new("w1", wait_seconds=600))
+    await eventually(lambda: hub.readers(stream_of("w1")) == 1)
+
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert hub.readers(stream_of("w1")) == 0

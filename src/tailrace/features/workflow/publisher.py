@@ -311,10 +311,12 @@ class WorkflowPublisher:
         page = await self._direct.page(stream, query)
         if not page.records and not page.gaps and wait_seconds > 0:
             source = self._direct.follow({stream: since}, FollowOptions(), None)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_seconds):
-                    await source.next()
-            await source.aclose()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_seconds):
+                        await source.next()
+            finally:
+                await source.aclose()
             page = await self._direct.page(stream, query)
         return _messages(page.records, page.more, page.gaps, last_id)
 
