@@ -77,9 +77,7 @@ class Publisher:
         Raises:
             LogUnavailable: refused at once; nothing is sent.
         """
-        lane = self._lanes.get(stream)
-        if lane is None:
-            lane = self._make_lane(stream)
+        lane = self._lanes.get(stream) or self._make_lane(stream)
         lane.used = True
         future: asyncio.Future[list[Appended]] = self._loop.create_future()
         self._admit(lane, Call(events, size, deadline, future, expected_seq, owner_epoch, close))
@@ -159,11 +157,12 @@ class Publisher:
         turn, self._turn = self._turn, []
         for lane in turn:
             lane.queued = False
-            if lane.batch is None:
-                self._start(lane)
+            self._start(lane)
 
     def _start(self, lane: Lane) -> None:
-        """Send what waits, if the way is free."""
+        """Send what waits, if the way is free and nothing is under way: one that was put off may be late."""
+        if lane.batch is not None:
+            return
         node = lane.node
         if node is None:
             self._find(lane)
@@ -200,6 +199,9 @@ class Publisher:
             self._give_up(lane, node.unavailable())
             return
         lane.node = node
+        self._go_on(lane)
+
+    def _go_on(self, lane: Lane) -> None:
         if lane.batch is None:
             self._start(lane)
         else:
@@ -307,19 +309,19 @@ class Publisher:
         """The stream forgot this producer, so it cannot say whether it has the call."""
         if batch.maybe_sent:
             self._lose(lane, batch)
-            return
-        lane.put_back(batch)
-        self._waiting_bytes += batch.size
-        lane.renew()
-        self._done(lane)
+        else:
+            lane.put_back(batch)
+            self._waiting_bytes += batch.size
+            lane.renew()
+            self._done(lane)
 
     def _end(self, lane: Lane, batch: Batch, error: BaseException) -> None:
         """An error that says: not stored, by this try."""
         if batch.maybe_sent:
             self._lose(lane, batch)
-            return
-        batch.fail(error)
-        self._done(lane)
+        else:
+            batch.fail(error)
+            self._done(lane)
 
     def _lose(self, lane: Lane, batch: Batch) -> None:
         """Give up waiting for what became of a batch."""
@@ -368,10 +370,7 @@ class Publisher:
     def _node_up(self, node: Node) -> None:
         for lane in list(self._active):
             if lane.node is node:
-                if lane.batch is None:
-                    self._start(lane)
-                else:
-                    self._again(lane, lane.batch)
+                self._go_on(lane)
 
     def _node_down(self, node: Node) -> None:
         for lane in list(self._active):
