@@ -18,7 +18,7 @@ from tests.chaos.nemesis import FAULTS, Step, plan
 from tests.chaos.report import Goal, as_markdown, dump, total
 from tests.chaos.topologies import TWO_MASTERS, ClusterArena, SentinelArena, cluster_arena, sentinel_arena
 
-LARGE = Load(sets=2, more=18, batch=100, pause=0.12, rest=1.0, cuts=(0.02, 0.06))
+LARGE = Load(sets=2, more=18, batch=70, pause=0.12, rest=1.0, cuts=(0.02, 0.06))
 """What a million deliveries and more are made with."""
 
 
