@@ -206,7 +206,7 @@ async def _open_rig(options: argparse.Namespace, first: Cores, others: Cores) ->
         sample = folder / "sample"
         sample.write_bytes(await _sample(served, path, log, websocket=websocket))
         process = await stack.enter_async_context(child([build("writeloop"), sample, "131072"], on=first))
-        loop = Loop(process, int((await process.line(5)).split()[1]))
+        loop = Loop(process, int((await process.line(30)).split()[1]))
         listening = audience(
             served.port, options.clients, path=path, token=served.token, websocket=websocket, on=others
         )

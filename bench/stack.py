@@ -87,7 +87,7 @@ async def open_stack(
         }
         argv = [sys.executable, "-m", "bench.gateway"]
         gateway = await stack.enter_async_context(child(argv, on=gateway_on, env=settings))
-        port = int((await gateway.line(20)).rpartition(":")[2])
+        port = int((await gateway.line(60)).rpartition(":")[2])
         grants = {"read": ["run:*"], "write": ["run:*"]}
         claims = {"sub": "bench", "exp": int(time.time()) + 7_200, "tailrace": grants}
         yield Stack(redis, gateway, port, jwt.encode(claims, secret, algorithm="HS256"), settings)

@@ -102,10 +102,14 @@ class Cell:
         await self.replicated()
 
     async def replicated(self) -> None:
-        """Wait until the replica has everything."""
+        """Wait until the replica has everything. WAIT would not do: it asks for what its own connection wrote."""
+        assert self.replica is not None
+        replica = self.replica
+        wanted = int((await self.server.info("replication"))["master_repl_offset"])
 
         async def has_all() -> bool:
-            return int(await self.server.cli("WAIT", "1", "100")) == 1
+            info = await replica.info("replication")
+            return info.get("master_link_status") == "up" and int(info["slave_repl_offset"]) >= wanted
 
         await eventually(has_all, PATIENCE)
 
