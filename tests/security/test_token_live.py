@@ -320,7 +320,12 @@ async def test_short_token_replayed_a_hundred_times_at_once_serves_one_connectio
 
             async def follow(number: int) -> None:
                 while LAST_CHUNK not in clients[number].received:
-                    assert await clients[number].more()
+                    if not await clients[number].more():
+                        # Told that Redis does not answer now, as it may be with so many at once: it comes again.
+                        assert b"event: stream.refused" in clients[number].received
+                        clients[number].close()
+                        clients[number] = await Client.open(two[number % 2].port)
+                        await clients[number].get(path, "Accept: text/event-stream")
                 ended.add(number)
 
             tasks = [asyncio.create_task(follow(number)) for number in range(100)]
