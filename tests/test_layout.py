@@ -29,7 +29,7 @@ RANKS = [
     {"sql"},
     {"features"},
     {"integrations"},
-    {"app"},
+    {"app", "worker"},
     {"server"},
     {"cli", "testing"},
     {"__main__"},

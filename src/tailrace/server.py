@@ -22,13 +22,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
-from pydantic import SecretStr
 
 from tailrace.collector import rare_collections
 from tailrace.config import Settings
 from tailrace.errors import ConfigError
 from tailrace.transports.rawhttp import RawHttpProtocol
 from tailrace.transports.ws_protocol import RawWebSocketProtocol
+from tailrace.worker import Worker
 
 __all__ = ["EXIT_FAILED", "EXIT_STARTUP", "GatewayServer", "listener", "run_workers", "serve"]
 
@@ -205,64 +205,6 @@ def run(main: Callable[[], Any]) -> int:
 # -- several processes -------------------------------------------------------------------------------------
 
 
-class Worker:
-    """One serving process. Its settings go through a pipe, so that no secret is in its arguments or environment."""
-
-    def __init__(self, process: asyncio.subprocess.Process, started: asyncio.Future[None]) -> None:
-        self.process = process
-        self.started = started
-        self.born = time.monotonic()
-
-    @classmethod
-    async def spawn(cls, settings: Settings) -> Worker:
-        """Start a process that serves the settings' address together with others."""
-        inbox, settings_pipe = os.pipe()
-        status_pipe, outbox = os.pipe()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tailrace.server", str(inbox), str(outbox), pass_fds=(inbox, outbox)
-        )
-        os.close(inbox)
-        os.close(outbox)
-        with os.fdopen(settings_pipe, "wb") as pipe, contextlib.suppress(BrokenPipeError):
-            pipe.write(_for_child(settings))
-        return cls(process, _told(status_pipe))
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal, if it still runs."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
-
-
-def _for_child(settings: Settings) -> bytes:
-    """What was set, secrets included; only ever written to a child's pipe."""
-    values = settings.model_dump(mode="json", exclude_unset=True)
-    for name in values:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            values[name] = value.get_secret_value()
-    return json.dumps(values).encode()
-
-
-def _told(status_pipe: int) -> asyncio.Future[None]:
-    """Done when the other end wrote a byte; cancelled when it was closed without one."""
-    loop = asyncio.get_running_loop()
-    told: asyncio.Future[None] = loop.create_future()
-
-    def readable() -> None:
-        loop.remove_reader(status_pipe)
-        byte = os.read(status_pipe, 1)
-        os.close(status_pipe)
-        if told.done():
-            return
-        if byte:
-            told.set_result(None)
-        else:
-            told.cancel()
-
-    loop.add_reader(status_pipe, readable)
-    return told
-
-
 class Supervisor:
     """Keeps N workers on one port: starts them again when they die, one by one on SIGHUP, ends with them."""
 
@@ -313,9 +255,17 @@ class Supervisor:
     async def _keep(self, settings: Settings, started: Callable[[asyncio.Future[None]], None]) -> None:
         pause = 0.5
         while not self._stopping.is_set():
-            worker = await Worker.spawn(settings)
+            try:
+                worker = await Worker.spawn(settings)
+            except OSError as exc:
+                # Too many processes or files, or no memory: that passes, and the other workers serve meanwhile.
+                log.error("a worker cannot be started now", extra={"error": str(exc)})
+                pause = await self._pause(pause)
+                continue
             worker.started.add_done_callback(started)
             self._workers.append(worker)
+            if self._stopping.is_set():
+                worker.stop()  # it came too late to be ended with the others
             code = await worker.process.wait()
             self._workers.remove(worker)
             if self._stopping.is_set():
@@ -329,10 +279,14 @@ class Supervisor:
             elif time.monotonic() - worker.born > 30:
                 pause = 0.5
             log.warning("a worker ended and is started again", extra={"exit_code": code})
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):
-                    await self._stopping.wait()
-            pause = min(pause * 2, 15.0)
+            pause = await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> float:
+        """Wait, unless all end; answer for how long the next time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds * random.uniform(0.5, 1.0)):
+                await self._stopping.wait()
+        return min(seconds * 2, 15.0)
 
     def _worker_started(self, address: str) -> Callable[[asyncio.Future[None]], None]:
         def started(told: asyncio.Future[None]) -> None:

@@ -82,9 +82,37 @@ class Scripted:
         await writer.wait_closed()
 
 
+class Slow(Scripted):
+    """Answers when it is let."""
+
+    def __init__(self, *scripts: bytes | tuple[int, bytes]) -> None:
+        super().__init__(*scripts)
+        self.asked = 0
+        self.gate = asyncio.Event()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.asked += 1
+        await self.gate.wait()
+        await super().answer(reader, writer)
+
+
+class Held(Scripted):
+    """Says nothing more behind its script, and does not hang up."""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.cursors.append(head.decode())
+        script = self.scripts[0]
+        assert isinstance(script, bytes)
+        writer.write(b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\n\r\n" + script)
+        await reader.read()
+
+
 @asynccontextmanager
-async def scripted(*scripts: bytes | tuple[int, bytes]) -> AsyncIterator[tuple[Tailrace, Scripted]]:
-    script = Scripted(*scripts)
+async def scripted(
+    *scripts: bytes | tuple[int, bytes], script: Scripted | None = None
+) -> AsyncIterator[tuple[Tailrace, Scripted]]:
+    script = script if script is not None else Scripted(*scripts)
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,6 +139,42 @@ async def take(subscription: Subscription, count: int) -> list[Item]:
 
 def seqs(items: list[Item]) -> list[int]:
     return [item.id.seq for item in items if isinstance(item, Record)]
+
+
+async def brief(subscription: Subscription) -> None:
+    """Wait for a moment, in which nothing comes."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await anext(subscription)
+
+
+async def test_waits_that_are_shorter_than_a_connect_are_all_for_the_same_one() -> None:
+    slow = Slow(OPEN + sent(record(1)))
+    async with scripted(script=slow) as (client, _):
+        subscription = client.subscribe("run:1")
+        for _ in range(4):
+            await brief(subscription)
+        slow.gate.set()
+        items = await take(subscription, 1)
+
+    assert (seqs(items), slow.asked) == ([1], 1)
+
+
+async def test_a_connection_that_is_silent_through_many_brief_waits_is_made_anew() -> None:
+    async with scripted(script=(held := Held(OPEN))) as (client, _):
+        subscription = client.subscribe("run:1", heartbeat_seconds=0.1)
+        while len(held.cursors) < 2:
+            await brief(subscription)
+
+
+async def test_closing_a_subscription_that_connects_ends_that() -> None:
+    slow = Slow(OPEN)
+    async with scripted(script=slow) as (client, _):
+        subscription = client.subscribe("run:1")
+        await brief(subscription)
+        await subscription.aclose()
+
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "tailrace-connect"]
 
 
 async def test_it_comes_back_with_the_last_id_it_has() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ import pytest
 from tailrace import Event, Record, TailraceSync
 from tailrace.client.engine import Engine, Engines
 from tailrace.errors import AlreadyClosed, Malformed, UsageError
+from tailrace.features.runs.events import SyncEventStore
 from tests.support.gateways import gateway_on, mint
 
 T = TypeVar("T")
@@ -149,6 +152,18 @@ def test_what_outlives_its_client_is_told_so() -> None:
 
     with pytest.raises(AlreadyClosed):
         engine.call(engine.client.aclose())
+
+
+@pytest.mark.parametrize("make", [lambda: Engines(Nothing), lambda: SyncEventStore("http://127.0.0.1:1", token="t")])
+def test_a_closed_client_that_nobody_has_is_gone(make: Callable[[], Engines[Nothing] | SyncEventStore]) -> None:
+    made = make()
+    made.close() if isinstance(made, SyncEventStore) else made.close(Nothing.aclose)
+    left = weakref.ref(made)
+
+    del made
+    gc.collect()
+
+    assert left() is None
 
 
 def test_the_clients_own_thread_is_refused_instead_of_waiting_for_itself() -> None:

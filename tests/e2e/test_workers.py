@@ -114,6 +114,28 @@ async def test_a_killed_worker_is_started_again_and_its_readers_lose_nothing(
         await judge(redis70, key_prefix, sources)
 
 
+async def test_a_supervisor_that_can_start_no_worker_now_starts_one_when_it_can(
+    redis70: RedisServer, key_prefix: str, tmp_path: Path
+) -> None:
+    async with gateway(redis70, key_prefix, tmp_path, workers="2") as served:
+        await wait_all_listen(served, 2)
+        supervisor = psutil.Process(served.pid)
+        limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
+        # It may open nothing more: no pipe, no process.
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))
+        workers_of(served)[0].kill()
+
+        async def said() -> bool:
+            return "a worker cannot be started now" in await asyncio.to_thread(served.log.read_text)
+
+        await eventually(said, 60, every=0.1)
+        assert supervisor.is_running()
+
+        supervisor.rlimit(psutil.RLIMIT_NOFILE, limits)
+
+        await eventually(lambda: len(workers_of(served)) == 2, 60)
+
+
 async def test_both_workers_drain_and_the_supervisor_ends_with_0(
     redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:

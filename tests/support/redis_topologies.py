@@ -113,7 +113,8 @@ class RedisSentinel:
     Args:
         binary: path of the server program.
         config: more settings of the two data servers.
-        limited: the version whose minimal rights everybody gets there who does not log in; see `RedisServer`.
+        limited: the version whose minimal rights everybody gets there who does not log in; see `RedisServer`. The
+            sentinels never give more.
     """
 
     SERVICE = "tailrace"
@@ -139,13 +140,13 @@ class RedisSentinel:
                 f"failover-timeout {self.SERVICE} 2000",
             ]
         }
+        name, password = RedisServer.ADMIN
         if limited is not None:
-            name, password = RedisServer.ADMIN
             watch["sentinel"] += [f"auth-user {self.SERVICE} {name}", f"auth-pass {self.SERVICE} {password}"]
-            # What they ask of each other is the administrator's, too.
-            watch["sentinel"] += [f"sentinel-user {name}", f"sentinel-pass {password}"]
+        # What they ask of each other is the administrator's, too.
+        watch["sentinel"] += [f"sentinel-user {name}", f"sentinel-pass {password}"]
         self.sentinels = [
-            RedisServer(binary, watch, port=find_port(), mode="sentinel", limited=limited) for _ in range(3)
+            RedisServer(binary, watch, port=find_port(), mode="sentinel", limited=limited or (7, 0)) for _ in range(3)
         ]
         hosts = ",".join(f"{LOOPBACK}:{sentinel.port}" for sentinel in self.sentinels)
         self.url = f"redis+sentinel://{hosts}/{self.SERVICE}/0"

@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.core.cursor import Since, parse_cursor
 from tailrace.core.event import Event, Gap, Record
-from tailrace.core.ids import EntryId
+from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.names import StreamName
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.web.history import HistoryQuery, read_history, read_merged
@@ -44,6 +44,24 @@ async def test_pages_by_start_tell_a_hole_once(limit: int, compact: bool) -> Non
 
 
 @pytest.mark.parametrize("limit", range(1, 9))
+async def test_pages_by_since_tell_a_hole_once_to_who_goes_on_from_the_gap(limit: int) -> None:
+    log, ids = await holed(6)
+    gaps: list[Gap] = []
+    records: list[Record] = []
+    since = ZERO
+    while True:
+        page = await read_history(log, RUN, HistoryQuery(limit=limit, since=since))
+        gaps += page.gaps
+        records += page.records
+        if page.next_id is None:
+            break
+        since = max([page.records[-1].id, *(gap.cursor for gap in page.gaps)])
+
+    assert announced(gaps) == [(ids[4], ids[6], 1)]
+    assert [record.id for record in records] == ids[:5] + ids[6:]
+
+
+@pytest.mark.parametrize("limit", range(1, 9))
 async def test_pages_from_the_newest_down_tell_a_hole_once(limit: int) -> None:
     log, ids = await holed(6)
     gaps: list[Gap] = []
@@ -71,6 +89,22 @@ async def test_merged_pages_tell_every_hole_once(limit: int) -> None:
             break
 
     assert announced(gaps) == [(ids[49], ids[51], 1), (ids[99], ids[101], 1)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+async def test_merged_pages_tell_a_missing_end_once(limit: int) -> None:
+    log, ids = await holed(4, count=4)
+    await log.append(OTHER, [Event("note", number) for number in range(3)])
+    gaps: list[Gap] = []
+    resume = parse_cursor("0", [RUN, OTHER])
+    while True:
+        page = await read_merged(log, resume, limit=limit)
+        gaps += page.gaps
+        resume = parse_cursor(page.cursor, [RUN, OTHER])
+        if not page.has_more:
+            break
+
+    assert announced(gaps) == [(ids[2], None, 1)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tailrace.core.compact import DELTA, SNAPSHOT
 from tailrace.core.event import Event, Gap, Record
 from tailrace.core.ids import ZERO, EntryId
 from tailrace.core.kinds import Kinds, StreamKind
@@ -19,14 +21,24 @@ KINDS = Kinds([StreamKind(name="short", max_length=20)])
 
 appends = st.tuples(st.sampled_from(STREAMS), st.integers(1, 150))
 deletes = st.tuples(st.sampled_from(STREAMS), st.just(0))
-stories = st.lists(st.one_of(appends, appends, appends, deletes), max_size=12)
+# Negative: the entry so far from the end is deleted by hand.
+holes = st.tuples(st.sampled_from(STREAMS), st.integers(-60, -1))
+stories = st.lists(st.one_of(appends, appends, appends, holes, holes, deletes), max_size=16)
 
 
-async def told(story: list[tuple[StreamName, int]]) -> MemoryLog:
+def made(number: int, *, text: bool) -> Event:
+    if text and number % 7:
+        return Event(DELTA, {"step": "s", "text": str(number)})
+    return Event("n" if number % 3 else "m", number)
+
+
+async def told(story: list[tuple[StreamName, int]], *, text: bool = False) -> MemoryLog:
     log = MemoryLog(kinds=KINDS)
     for stream, count in story:
-        if count:
-            await log.append(stream, [Event("n" if number % 3 else "m", number) for number in range(count)])
+        if count > 0:
+            await log.append(stream, [made(number, text=text) for number in range(count)])
+        elif count < 0 and len(whole := await retained(log, stream)) >= -count:
+            log.drop(stream, whole[count])
         else:
             await log.delete(stream)
     return log
@@ -39,12 +51,22 @@ async def retained(log: MemoryLog, stream: StreamName) -> list[EntryId]:
 
 
 def check_chain(begin: EntryId, records: list[Record], gaps: list[Gap]) -> None:
-    """Every record follows the one before it, or a gap stands before it."""
-    announced = {gap.before for gap in gaps}
+    """Every record follows the one before it, or a gap stands before it, once."""
+    before = [gap.before for gap in gaps]
+    announced = set(before)
+    assert len(announced) == len(before), gaps
     last = begin
     for record in records:
-        assert record.prev == last or record.id in announced, (last, record)
+        assert record.prev == last or record.id in announced or begins_behind_gap(record, announced), (last, record)
         last = record.id
+
+
+def begins_behind_gap(record: Record, announced: set[EntryId | None]) -> bool:
+    """A compacted record has the id of its last one; the gap stands before its first one, whose number it tells."""
+    if record.type != SNAPSHOT:
+        return False
+    first = record.id.seq - msgspec.json.decode(record.data)["records"] + 1
+    return first in {before.seq for before in announced if before is not None}
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -94,9 +116,34 @@ def test_pages_by_since_follow_the_chain_from_anywhere(
                 gaps += page.gaps
                 if page.next_id is None:
                     break
-                cursor = page.records[-1].id
+                # The gap before the next page's first record was told on this one.
+                cursor = max([page.records[-1].id, *(gap.cursor for gap in page.gaps)])
             assert [record.id for record in records] == [entry for entry in whole if entry > begin]
             check_chain(begin, records, gaps)
+
+    asyncio.run(run())
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(stories, st.integers(1, 60))
+def test_compact_pages_hold_everything(story: list[tuple[StreamName, int]], limit: int) -> None:
+    async def run() -> None:
+        log = await told(story, text=True)
+        for stream in STREAMS:
+            records: list[Record] = []
+            gaps: list[Gap] = []
+            start: EntryId | None = None
+            while True:
+                page = await read_history(log, stream, HistoryQuery(start=start, limit=limit, compact=True))
+                assert len(page.records) <= limit
+                records += page.records
+                gaps += page.gaps
+                start = page.next_id
+                if start is None:
+                    break
+            counts = [msgspec.json.decode(each.data)["records"] if each.type == SNAPSHOT else 1 for each in records]
+            assert sum(counts) == len(await retained(log, stream))
+            check_chain(ZERO, records, gaps)
 
     asyncio.run(run())
 

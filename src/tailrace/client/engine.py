@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, Generic, TypeVar
 
+from tailrace.client.forks import tell_children
 from tailrace.errors import AlreadyClosed, UsageError
 
 __all__ = ["Engine", "Engines"]
@@ -17,6 +18,8 @@ T = TypeVar("T")
 C = TypeVar("C")
 STOP_SECONDS = 4.0
 """How long tasks may take to end when they are cancelled."""
+_abandoned: list[Engine[Any]] = []
+"""Of parents: nothing of them may be finalized here, closing a selector would disturb the parent."""
 
 
 class Engine(Generic[C]):
@@ -97,10 +100,9 @@ class Engines(Generic[C]):
     def __init__(self, make: Callable[[], C]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._abandoned: list[Engine[C]] = []
         self._closed = False
         self._engine: Engine[C] | None = Engine(make)
-        os.register_at_fork(after_in_child=self._forked)
+        tell_children(self)
 
     def running(self) -> Engine[C]:
         """The engine.
@@ -122,12 +124,9 @@ class Engines(Generic[C]):
         if engine is not None and engine.pid == os.getpid():
             engine.close(closing(engine.client))
 
-    def _forked(self) -> None:
-        """In the child the loop's thread is gone, and its sockets are the parent's: keep them untouched, begin anew.
-
-        The old engine is kept, so that nothing of it is finalized: closing its selector would disturb the parent.
-        """
+    def forked(self) -> None:
+        """In the child the loop's thread is gone, and its sockets are the parent's: keep them untouched, begin anew."""
         self._lock = threading.Lock()
         if self._engine is not None:
-            self._abandoned.append(self._engine)
+            _abandoned.append(self._engine)
             self._engine = None

@@ -1,4 +1,7 @@
-"""Files that a forked child must let go of: a lock lasts as long as any process has its file open."""
+"""What a forked child must know: one hook for all, which keeps nobody alive.
+
+Files are let go of: a lock lasts as long as any process has its file open.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Locked", "let_go_in_children"]
+__all__ = ["Forked", "Locked", "let_go_in_children", "tell_children"]
 
 
 class Locked(Protocol):
@@ -16,7 +19,15 @@ class Locked(Protocol):
         """Close the file, without waiting for anybody and without touching what is in it."""
 
 
+class Forked(Protocol):
+    """Is another in a child than in its parent."""
+
+    def forked(self) -> None:
+        """This is the child. No other thread of the parent is here, and a lock may be held by one of those."""
+
+
 _held: WeakSet[Locked] = WeakSet()
+_told: WeakSet[Forked] = WeakSet()
 
 
 def let_go_in_children(locked: Locked) -> None:
@@ -24,10 +35,17 @@ def let_go_in_children(locked: Locked) -> None:
     _held.add(locked)
 
 
+def tell_children(forked: Forked) -> None:
+    """Call its `forked` in every child, as long as somebody has it."""
+    _told.add(forked)
+
+
 def _forked() -> None:
-    for each in list(_held):
-        each.let_go()
+    for held in list(_held):
+        held.let_go()
     _held.clear()
+    for told in list(_told):
+        told.forked()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -6,7 +6,8 @@ Rules of this file
 2. `_places` is how far the received items go; a new connection begins there. What was received is given out first.
 3. Every record must follow the one before (`prev`). If it does not, the connection is not believed and opened again at
    the last good place; if the same break comes again, it is told as a gap.
-4. The close code's range decides between coming back and ending (PROTOCOL.md §8).
+4. A wait that is cancelled leaves connecting to go on, and counts as silence: who waits briefly gets there, too.
+5. The close code's range decides between coming back and ending (PROTOCOL.md §8).
 """
 
 from __future__ import annotations
@@ -77,6 +78,9 @@ class RemoteSource:
         self._doubted: dict[StreamName, EntryId] = {}
         self._ready: deque[Item] = deque()
         self._response: Response | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._waited = 0.0
+        """How long nothing came while we waited, in waits that were cancelled."""
         self._parser = SseParser()
         self._error: TailraceError | None = None
         self._finished = False
@@ -95,7 +99,7 @@ class RemoteSource:
             if self._finished:
                 return None
             if self._response is None:
-                await self._connect()
+                await self._wait_connected()
             else:
                 await self._fill(self._response)
 
@@ -103,9 +107,23 @@ class RemoteSource:
         """See `Source`."""
         self._finished = True
         self._ready.clear()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait((self._connecting,))
         self._hang_up()
 
     # -- the connection ------------------------------------------------------------------------------------
+
+    async def _wait_connected(self) -> None:
+        """Wait for one attempt. It goes on when the wait is cancelled, and the next wait is for the same one."""
+        task = self._connecting
+        if task is None:
+            task = self._connecting = asyncio.get_running_loop().create_task(self._connect(), name="tailrace-connect")
+        await asyncio.wait((task,))
+        if self._connecting is task:
+            self._connecting = None
+        if not task.cancelled():
+            task.result()
 
     async def _connect(self) -> None:
         pause = self._not_before - time.monotonic()
@@ -147,18 +165,23 @@ class RemoteSource:
             return
         self._response = response
         self._parser = SseParser()
-        self._up_since = time.monotonic()
+        self._up_since, self._waited = time.monotonic(), 0.0
 
     async def _fill(self, response: Response) -> None:
+        begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._silence):
+            async with asyncio.timeout(self._silence - self._waited):
                 chunk = await response.next_chunk()
+        except asyncio.CancelledError:
+            self._waited += time.monotonic() - begun
+            raise
         except TimeoutError:
             self._down("the server was silent for too long")
             return
         except HttpFailure as exc:
             self._down(str(exc))
             return
+        self._waited = 0.0
         if not chunk:
             self._down("the server ended the connection")
             return

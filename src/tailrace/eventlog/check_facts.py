@@ -42,6 +42,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The server's answer to a write, when it was an error."""
     clock_seconds: float
     """The server's clock minus ours."""
+    is_sentinel: bool = False
+    """Whether it said so itself, which needs no rights."""
     unchecked: tuple[str, ...] = ()
     """Names of commands that would have told more."""
 
@@ -112,6 +114,7 @@ async def gather(
         now = await ask("TIME", "TIME")
         middle = (before + clock()) / 2
         streams = await _error(connection, deadline, "XLEN", key)
+        is_sentinel = connection.is_sentinel
         write = await _error(connection, deadline, "SET", key + ":check", "1", "PX", 1_000)
     facts = lines(info) if info is not None else None
     product, version = _version(facts, connection.version)
@@ -128,6 +131,7 @@ async def gather(
         config=config if "CONFIG|GET" not in unchecked else None,
         has_streams=streams is None or "unknown command" not in streams.lower(),
         write_error=write,
+        is_sentinel=is_sentinel or (facts or {}).get("redis_mode") == "sentinel",
         clock_seconds=int(now[0]) + int(now[1]) / 1e6 - middle if now else 0.0,
         unchecked=tuple(dict.fromkeys(name for name in unchecked if name in ("INFO", "CONFIG|GET"))),
     )

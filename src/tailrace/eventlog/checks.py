@@ -138,7 +138,7 @@ def _refused(endpoint: Endpoint, error: LoginRefused) -> Finding:
 def judge(facts: Facts, *, prefix: str, streams_enabled: bool = True) -> Iterator[Finding]:
     """Hold the table against the facts of one server."""
     label = facts.endpoint.label
-    if (facts.info or {}).get("redis_mode") == "sentinel":
+    if facts.is_sentinel:
         yield _found("mode.sentinel", label)  # everything else follows from that
         return
     for name, values in (

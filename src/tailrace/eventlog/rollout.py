@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -14,6 +15,7 @@ from tailrace.core.rollout import Health, Readings, Rollout
 
 __all__ = ["CHANGES_KEPT", "CHANGE_STREAM", "Change", "GuardNote", "Look", "PublishReport"]
 
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 CHANGE_STREAM = StreamName.parse("system:rollout")
 """Every change is an event of this stream."""
 CHANGES_KEPT = 1_000
@@ -63,10 +65,10 @@ class PublishReport(msgspec.Struct, frozen=True, kw_only=True):
     """How one process fared with publishing since its last report."""
 
     kind: str
-    published: int = 0
+    published: Count = 0
     """Tries to publish to streams."""
-    errors: int = 0
-    fallbacks: int = 0
+    errors: Count = 0
+    fallbacks: Count = 0
     """Times that it went back to Pub/Sub because the log did not answer."""
 
     def plus(self, other: PublishReport) -> PublishReport:

@@ -321,7 +321,8 @@ class _Source:
         record = self._page.records[self._next]
         self._next += 1
         self.cursor = record.id
-        gaps = [gap for gap in self._page.gaps if gap.before is None or gap.before <= record.id]
+        # One with nothing behind it is told by `rest`: earlier, the next page would tell it again.
+        gaps = [gap for gap in self._page.gaps if gap.before is not None and gap.before <= record.id]
         self._page.gaps = [gap for gap in self._page.gaps if gap not in gaps]
         return record, gaps
 

@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from tailrace.core.event import Event
+from tailrace.core.names import StreamName
 from tailrace.core.rollout import FULL, GuardLimits
+from tailrace.eventlog.redis.pubsub import Channels
 from tailrace.eventlog.redis.rollout import RedisRollout
-from tailrace.eventlog.rollout import CHANGE_STREAM
+from tailrace.eventlog.rollout import CHANGE_STREAM, PublishReport
 from tailrace.features.rollout.changing import set_percent
 from tests.features.rollout.support import Stage, stage
 from tests.support.redis_servers import RedisServer, StartRedis
@@ -153,3 +156,43 @@ async def test_guards_outlive_a_redis_that_is_killed_and_find_nothing_missing(ma
     )
 
     assert made.view.rollout_of("workflow").percent == FULL
+
+
+async def test_a_stream_that_ended_is_read_no_longer_than_it_is_compared(server: RedisServer) -> None:
+    stream = StreamName.parse("user:1")
+    async with stage(server, traffic=False) as made:
+        await set_percent(made.store, "user", FULL, by="ann", settle_seconds=0.1)
+        channels = Channels(made.log.topology)
+
+        async def read() -> bool:
+            await made.log.append(stream, [Event("note", {"n": 1})])
+            await channels.publish("user:1", b'{"n":1}', seconds=10)
+            try:
+                await eventually(lambda: made.hub.statistics().lanes == 1, 2)
+            except AssertionError:
+                return False
+            return True
+
+        await eventually(read, 60)
+        await made.log.delete(stream)
+
+        await eventually(lambda: made.hub.statistics().lanes == 0, 60)
+        await channels.aclose()
+
+
+async def test_reports_of_kinds_that_nobody_moved_are_counted_as_one(server: RedisServer) -> None:
+    async with stage(server, traffic=False) as made:
+        await set_percent(made.store, "workflow", 10, by="ann")
+        published = "tailrace_rollout_published_total"
+
+        async def counted() -> bool:
+            await made.store.report(PublishReport(kind="workflow", published=1))
+            return made.metric(published, kind="workflow") > 0
+
+        await eventually(counted, 60)
+        for number in range(3):
+            await made.store.report(PublishReport(kind=f"made-up-{number}", published=1))
+        await made.store.report(PublishReport(kind="workflow", published=-1))
+
+        await eventually(lambda: made.metric(published, kind="other") == 3, 60)
+        assert made.metric(published, kind="made-up-1") == 0

@@ -11,6 +11,7 @@ import pytest
 from tailrace.core.event import Event
 from tailrace.errors import Conflict, Fenced, LogUnavailable, OutcomeUnknown, RunEnded, RunNotFound, StreamClosed
 from tailrace.features.runs.backend import LeaseState, RunBackend
+from tailrace.features.runs.ending import RunEnd
 from tailrace.features.runs.local import LocalRuns
 from tailrace.features.runs.model import RunStatus, run_stream
 from tailrace.features.runs.remote import HttpRuns
@@ -60,6 +61,24 @@ async def test_both_ways_keep_the_promises_of_a_producer(sort: str, tmp_path: Pa
         await backend.begin(made.id, producer="p")
         with pytest.raises(Fenced):
             await backend.finish(made.id, 7, RunStatus.COMPLETED)
+
+
+@pytest.mark.parametrize(("status", "ends"), [("completed", "failed"), ("cancelled", "cancelled")])
+async def test_a_result_that_only_the_gateway_refuses_does_not_keep_its_run_from_ending(
+    status: str, ends: str, tmp_path: Path
+) -> None:
+    async with site(tmp_path, max_json_depth=3) as s:
+        backend = HttpRuns(s.served.url, SERVICE)
+        await backend.create(run_id="r1")
+        claim = await backend.begin("r1", producer="p1")
+        end = RunEnd(run="r1", epoch=claim.epoch, status=RunStatus(status), result=[[[[1]]]])
+
+        early = await end.tell(backend, seal=False)
+        done = await end.tell(backend)
+        await backend.aclose()
+
+    assert (early.status, done.status, done.sealed, done.result) == (RunStatus(ends), RunStatus(ends), True, None)
+    assert ("its result was refused" in (done.error or "")) is (ends == "failed")
 
 
 async def test_a_gateway_that_is_away_is_said_to_be() -> None:

@@ -34,6 +34,13 @@ async def here(tmp_path: Path) -> AsyncIterator[Site]:
     await log.aclose()
 
 
+def deep(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 async def test_a_run_that_comes_to_its_end_is_completed(here: Site) -> None:
     async with here.runs() as runs, runs.open(title="nightly", run_id="1", metadata={"n": 1}) as run:
         assert current_run() is run
@@ -67,6 +74,23 @@ async def test_a_run_whose_code_fails_is_failed_and_the_error_goes_on(here: Site
 
     stored = await here.service.get("1")
     assert (stored.status, stored.error) == (RunStatus.FAILED, "ValueError: no rows")
+    assert (await here.events("1"))[-1][0] == "run.failed"
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [("x" * 70_000, "larger than 65536 bytes"), (deep(64), "cannot be kept"), ({1, object()}, "no JSON")],
+    ids=["large", "deep", "no JSON"],
+)
+async def test_a_result_that_cannot_be_kept_makes_its_run_fail_and_says_why(
+    here: Site, result: object, why: str
+) -> None:
+    async with here.runs() as runs, runs.open(run_id="1") as run:
+        run.result = result
+
+    stored = await here.service.get("1")
+    assert (stored.status, stored.result, stored.sealed) == (RunStatus.FAILED, None, True)
+    assert why in (stored.error or "")
     assert (await here.events("1"))[-1][0] == "run.failed"
 
 

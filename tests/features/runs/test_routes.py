@@ -43,6 +43,20 @@ async def test_a_run_from_its_making_to_its_end(tmp_path: Path) -> None:
         assert 86_000 < info["ttl"] <= 86_400
 
 
+async def test_an_epoch_that_no_claim_has_is_refused_and_one_that_is_news_is_not(tmp_path: Path) -> None:
+    async with site(tmp_path) as s:
+        await s.make()
+        # This gateway has just looked; the claim is made elsewhere.
+        await s.good("GET", "/runs/r1/events", auth=OWNER)
+        epoch = (await s.feature.service.begin("r1", producer="p1")).epoch
+
+        await s.good("POST", f"/runs/r1/events?epoch={epoch}", json={"type": "a"})
+        await refused(s, 409, "FENCED", "POST", f"/runs/r1/events?epoch={epoch + 1}", json={"type": "b"})
+        await s.good("POST", f"/runs/r1/events?epoch={epoch}", json={"type": "c"})
+
+        assert types(await s.good("GET", "/runs/r1/events", auth=OWNER)) == ["a", "c"]
+
+
 async def test_the_old_paths_without_a_prefix_are_there(tmp_path: Path) -> None:
     async with site(tmp_path) as s:
         await s.make()

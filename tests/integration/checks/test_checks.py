@@ -232,6 +232,18 @@ async def test_data_url_of_a_sentinel(redis_sentinel: RedisSentinel) -> None:
     assert exit_code(findings) == 78
 
 
+async def test_data_url_of_a_sentinel_that_gives_nobody_more_than_the_minimal_rights(free_port: int) -> None:
+    sentinel = RedisServer(need_redis70(), port=free_port, mode="sentinel", limited=(7, 0))
+    try:
+        await sentinel.start()
+        findings = await run_checks(sentinel.tcp_url)
+    finally:
+        sentinel.remove_sync()
+
+    assert names(findings) == {"mode.sentinel"}
+    assert exit_code(findings) == 78
+
+
 async def test_service_that_the_sentinels_do_not_know(redis_sentinel: RedisSentinel) -> None:
     findings = await run_checks(redis_sentinel.url.replace("/tailrace/", "/other/"))
 

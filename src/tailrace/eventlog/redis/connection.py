@@ -76,6 +76,8 @@ class Connection(asyncio.Protocol):
         self.endpoint = endpoint
         self.version: tuple[int, ...] = (5, 0, 0)
         """The server's version; (5, 0, 0) stands for all that are older than 6.0."""
+        self.is_sentinel = False
+        """Whether it said that it is one; before 6.0 servers do not say."""
         self.last_received: float = 0.0
         """When the server last said anything, on the loop's clock."""
         self._loop = asyncio.get_running_loop()
@@ -180,6 +182,7 @@ class Connection(asyncio.Protocol):
         facts = dict(zip(reply[::2], reply[1::2], strict=False))
         version = cast("bytes", facts.get(b"version", b"6.0.0")).decode("ascii", "replace")
         self.version = tuple(int(part) for part in version.split(".") if part.isdigit()) or (6, 0, 0)
+        self.is_sentinel = facts.get(b"mode") == b"sentinel"
 
     # -- commands ---------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ FACTS_EVERY = 10
 """Ticks between questions about memory and lengths."""
 LENGTHS = 20
 """Streams whose lengths are asked for, the ones heard last."""
+OTHER = "other"
+"""Kinds that nobody ever moved, in the metrics."""
 _REPORT = msgspec.json.Decoder(PublishReport)
 
 
@@ -143,6 +145,10 @@ class Guard:
             report = _REPORT.decode(message)
         except msgspec.MsgspecError:
             log.warning("a report of publishing cannot be read")
+            return
+        if report.kind not in self._view.kinds:
+            # Whoever may publish could have us keep any number of names.
+            self._meters.count_report(msgspec.structs.replace(report, kind=OTHER))
             return
         self._meters.count_report(report)
         if self._clock() >= self._excused_until:

@@ -196,6 +196,9 @@ class Shadow:
             elif isinstance(item, Ended):
                 self._streams.pop(item.stream, None)
                 self._ready.discard(item.stream)
+                if self._subscription is not None:
+                    # A kind that begins now is read on after its stream expired; when it is heard again is soon enough.
+                    self._subscription.remove(item.stream)
             elif isinstance(item, Gap) and item.missed != 0:
                 self.restart()
         return True

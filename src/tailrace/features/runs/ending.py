@@ -6,7 +6,8 @@ Rules of this file
 2. The status at once, then what still waits in the spool, then the terminal event. Until then the lease is kept: nobody
    ends the run otherwise, or its stream before.
 3. What may succeed later is tried again with back-off, a refused token too: it may be renewed.
-4. Lost, taken over, ended in another way: that was told, and stays so. An end that comes too late is logged, counted.
+4. A result that cannot be kept does not keep its run from ending: that has failed, and says why.
+5. Lost, taken over, ended in another way: that was told, and stays so. An end that comes too late is logged, counted.
 """
 
 from __future__ import annotations
@@ -21,10 +22,19 @@ import msgspec
 from tailrace.client.backend import pause_before
 from tailrace.client.emitting import Emitting
 from tailrace.client.problems import is_elsewhere
-from tailrace.errors import Conflict, Forbidden, NotFound, TailraceError, Unauthorized
+from tailrace.errors import (
+    Conflict,
+    Forbidden,
+    Malformed,
+    NotFound,
+    RequestError,
+    TailraceError,
+    TooLarge,
+    Unauthorized,
+)
 from tailrace.features.runs.active import ActiveRun
 from tailrace.features.runs.backend import RunBackend
-from tailrace.features.runs.model import Run, RunStatus
+from tailrace.features.runs.model import Run, RunStatus, check_result
 from tailrace.features.runs.steps import RunCancelled, error_text
 
 __all__ = ["Ends", "RunEnd", "log_refused", "outcome_of", "passes"]
@@ -55,9 +65,9 @@ class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
         result = active.result if status is RunStatus.COMPLETED else None
         try:
             # As it will be read: ending it again must be the same.
-            result = msgspec.json.decode(msgspec.json.encode(result))
-        except (TypeError, ValueError, RecursionError) as exc:
-            status, text, result = RunStatus.FAILED, f"its result is no JSON: {exc}", None
+            result = check_result(result)
+        except RequestError as exc:
+            status, text, result = RunStatus.FAILED, exc.detail, None
         return cls(run=active.id, epoch=active.epoch, status=status, error=text, result=result)
 
     @classmethod
@@ -81,15 +91,19 @@ class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
 
     async def tell(self, backend: RunBackend, *, seal: bool = True, hold_seconds: float = 0.0) -> Run:
         """Tell it. Raises: as `RunBackend.finish`."""
-        return await backend.finish(
-            self.run,
-            self.epoch,
-            self.status,
-            error=self.error,
-            result=self.result,
-            seal=seal,
-            hold_seconds=0.0 if seal else hold_seconds,
-        )
+        hold = 0.0 if seal else hold_seconds
+        status, error = self.status, self.error
+        try:
+            return await backend.finish(
+                self.run, self.epoch, status, error=error, result=self.result, seal=seal, hold_seconds=hold
+            )
+        except (Malformed, TooLarge) as exc:
+            if self.result is None or is_elsewhere(exc):
+                raise
+            # A gateway may take less than we do. It refuses the same again: twice stays the same as once.
+            if status is RunStatus.COMPLETED:
+                status, error = RunStatus.FAILED, f"its result was refused: {exc}"
+            return await backend.finish(self.run, self.epoch, status, error=error, seal=seal, hold_seconds=hold)
 
 
 class Ends:

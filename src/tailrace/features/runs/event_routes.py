@@ -5,7 +5,7 @@ Rules of this file
 2. 410 only when the run ended, its end was in the log, and the log does not have it any more. A run that ended without
    a word in the log yet is empty; a running one whose stream is gone is a gap.
 3. While the database is away, what was known of a run will do: for its readers, and for its producer, whose epoch the
-   log checks.
+   log checks: it refuses smaller ones. A larger one than was known has to be in SQL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 
 from tailrace.core.event import StreamState
 from tailrace.core.names import StreamName
-from tailrace.errors import LogError, RunEnded, RunExpired, RunNotFound
+from tailrace.errors import Fenced, LogError, RunEnded, RunExpired, RunNotFound
 from tailrace.features.runs.model import run_stream
 from tailrace.features.runs.owners import RecentRuns
 from tailrace.features.runs.schemas import answer
@@ -88,8 +88,13 @@ def event_routes(gateway: Gateway, recent: RecentRuns) -> list[BaseRoute]:
         await access.require(await access.principal(request), Action.WRITE, stream)
         epoch = integer(request, "epoch", 0, low=1, high=MAX_EPOCH) if one(request, "epoch") is not None else None
         run = await recent.find(run_id, stale=epoch is not None)
+        if run is not None and epoch is not None and epoch > run.owner_epoch:
+            # What was known may be older than the claim. One that SQL never gave would fence the run's producer out.
+            run = await recent.find(run_id, fresh=True)
         if run is None:
             raise RunNotFound("there is no such run")
+        if epoch is not None and epoch > run.owner_epoch:
+            raise Fenced("no claim of this run has this epoch", epoch=run.owner_epoch)
         # Who claimed it may still have events on their way when it ended; the log knows when it was sealed.
         if run.status.ended and (epoch is None or run.sealed):
             raise RunEnded(f"the run has ended: {run.status}", run_status=run.status.value)

@@ -20,6 +20,7 @@ from tailrace.client.client import Tailrace
 from tailrace.client.credentials import Token
 from tailrace.client.direct import DirectLog
 from tailrace.client.engine import Engines
+from tailrace.client.forks import tell_children
 from tailrace.core.event import Gap, Record
 from tailrace.core.frames import gap_payload
 from tailrace.core.ids import EntryId
@@ -200,7 +201,7 @@ class SyncEventStore:
             )
         )
         self._viewers = Viewers(max_viewers)
-        os.register_at_fork(after_in_child=self._forked)
+        tell_children(self)
 
     def add(self, run_id: str, event: StreamEvent | Mapping[str, Any]) -> str:
         """See `EventStore.add`."""
@@ -286,7 +287,8 @@ class SyncEventStore:
     ) -> None:
         self.close()
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
+        """See `Forked`: who looked is in the parent."""
         self._viewers = Viewers(self._viewers.most)
 
 

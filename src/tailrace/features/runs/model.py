@@ -17,21 +17,24 @@ from typing import Any
 
 import msgspec
 
+from tailrace.core.codec import DEFAULT_LIMITS, minify
 from tailrace.core.event import SKIPPED, Event
 from tailrace.core.names import StreamName
-from tailrace.errors import Conflict, Fenced, Malformed, RunEnded
+from tailrace.errors import Conflict, Fenced, Malformed, RunEnded, TooLarge
 
 __all__ = [
     "ENDINGS",
     "END_UID",
     "MAX_ERROR",
     "MAX_OWNER",
+    "MAX_RESULT_BYTES",
     "MAX_TITLE",
     "MISSING_UID",
     "TRANSITIONS",
     "Run",
     "RunStatus",
     "check_kind",
+    "check_result",
     "check_run_id",
     "ends_anew",
     "last_events",
@@ -45,6 +48,7 @@ MISSING_UID = "end-missing"
 MAX_OWNER = 255
 MAX_TITLE = 500
 MAX_ERROR = 10_000
+MAX_RESULT_BYTES = 65_536
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~@-]{0,199}", re.ASCII)
 
@@ -162,3 +166,21 @@ def check_kind(text: str) -> str:
     if _KIND.fullmatch(text) is None:
         raise Malformed("a kind of run is 1-64 letters, digits and . _ -", field="kind")
     return text
+
+
+def check_result(value: Any) -> Any:
+    """Check a run's result and return it as it will be read. Raises: Malformed, TooLarge."""
+    try:
+        text = msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise Malformed(f"the result is no JSON: {exc}", field="result") from None
+    try:
+        # It is a member of the terminal event: one level deeper there.
+        return msgspec.json.decode(minify(text, max_bytes=MAX_RESULT_BYTES, max_depth=DEFAULT_LIMITS.max_depth - 1))
+    except TooLarge:
+        advice = "keep it elsewhere and put a reference here"
+        raise TooLarge(
+            f"the result is larger than {MAX_RESULT_BYTES} bytes: {advice}", limit=MAX_RESULT_BYTES
+        ) from None
+    except Malformed as exc:
+        raise Malformed(f"the result cannot be kept: {exc.detail}", field="result") from None

@@ -39,6 +39,7 @@ from tailrace.features.runs.model import (
     Run,
     RunStatus,
     check_kind,
+    check_result,
     check_run_id,
     last_events,
 )
@@ -49,7 +50,6 @@ __all__ = ["MAX_HOLD_SECONDS", "RunService"]
 log = logging.getLogger("tailrace.runs")
 
 MAX_METADATA_BYTES = 16_384
-MAX_RESULT_BYTES = 65_536
 MAX_HOLD_SECONDS = 86_400.0
 """For no longer is waited for what is on a disk somewhere."""
 TRUTH_SHARE = 0.1
@@ -176,7 +176,7 @@ class RunService:
         """See `RunBackend`."""
         if status not in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
             raise Malformed("a run ends as completed, failed or cancelled", field="status")
-        _check_size(result, "result", MAX_RESULT_BYTES)
+        result = check_result(result)
         now = _now()
         waiting = epoch is not None and not seal
         flush_until = now + round(min(hold_seconds, MAX_HOLD_SECONDS) * 1_000) if waiting else None
