@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from tailrace.core.cursor import Special
-from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
-from tailrace.eventlog.memory import MemoryLog
-from tests.hub.support import RUN, Hubbed, history, hub_over
+from tests.hub.support import RUN, Hubbed, history
 from tests.support.checker import assert_exactly_once
 from tests.support.wait import eventually
 
 OTHER = StreamName.parse("run:7")
-
-
-@pytest.fixture
-async def hubbed() -> AsyncIterator[Hubbed]:
-    kinds = Kinds()
-    async with hub_over(MemoryLog(kinds=kinds), kinds) as hubbed:
-        yield hubbed
 
 
 async def test_who_waits_for_a_page_that_does_not_come_is_told_and_then_given_all(hubbed: Hubbed) -> None:

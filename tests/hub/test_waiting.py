@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from tailrace.codes import CloseCode
 from tailrace.core.cursor import Since, Special
 from tailrace.core.event import StreamState
 from tailrace.core.ids import EntryId
-from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
-from tailrace.eventlog.memory import MemoryLog
 from tailrace.hub.block import Block
-from tests.hub.support import RUN, Collector, Hubbed, history, hub_over
+from tests.hub.support import RUN, Collector, Hubbed, history
 from tests.support.checker import ids_of
 from tests.support.wait import deadline, eventually
 
 OTHER = StreamName.parse("run:7")
-
-
-@pytest.fixture
-async def hubbed() -> AsyncIterator[Hubbed]:
-    kinds = Kinds()
-    async with hub_over(MemoryLog(kinds=kinds), kinds) as made:
-        yield made
 
 
 class Breaking(Collector):

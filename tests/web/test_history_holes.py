@@ -27,6 +27,18 @@ def announced(gaps: list[Gap]) -> list[tuple[EntryId, EntryId | None, int | None
     return [(gap.after, gap.before, gap.missed) for gap in gaps]
 
 
+async def merged_gaps(log: MemoryLog, limit: int) -> list[Gap]:
+    """What merged pages from the beginning tell, until there are no more."""
+    gaps: list[Gap] = []
+    resume = parse_cursor("0", [RUN, OTHER])
+    while True:
+        page = await read_merged(log, resume, limit=limit)
+        gaps += page.gaps
+        resume = parse_cursor(page.cursor, [RUN, OTHER])
+        if not page.has_more:
+            return gaps
+
+
 @pytest.mark.parametrize("limit", range(1, 9))
 @pytest.mark.parametrize("compact", [False, True])
 async def test_pages_by_start_tell_a_hole_once(limit: int, compact: bool) -> None:
@@ -79,14 +91,8 @@ async def test_pages_from_the_newest_down_tell_a_hole_once(limit: int) -> None:
 @pytest.mark.parametrize("limit", [1, 7, 100])
 async def test_merged_pages_tell_every_hole_once(limit: int) -> None:
     log, ids = await holed(51, 101, count=120)
-    gaps: list[Gap] = []
-    resume = parse_cursor("0", [RUN, OTHER])
-    while True:
-        page = await read_merged(log, resume, limit=limit)
-        gaps += page.gaps
-        resume = parse_cursor(page.cursor, [RUN, OTHER])
-        if not page.has_more:
-            break
+
+    gaps = await merged_gaps(log, limit)
 
     assert announced(gaps) == [(ids[49], ids[51], 1), (ids[99], ids[101], 1)]
 
@@ -95,14 +101,8 @@ async def test_merged_pages_tell_every_hole_once(limit: int) -> None:
 async def test_merged_pages_tell_a_missing_end_once(limit: int) -> None:
     log, ids = await holed(4, count=4)
     await log.append(OTHER, [Event("note", number) for number in range(3)])
-    gaps: list[Gap] = []
-    resume = parse_cursor("0", [RUN, OTHER])
-    while True:
-        page = await read_merged(log, resume, limit=limit)
-        gaps += page.gaps
-        resume = parse_cursor(page.cursor, [RUN, OTHER])
-        if not page.has_more:
-            break
+
+    gaps = await merged_gaps(log, limit)
 
     assert announced(gaps) == [(ids[2], None, 1)]
 

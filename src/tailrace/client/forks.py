@@ -1,7 +1,4 @@
-"""What a forked child must know: one hook for all, which keeps nobody alive.
-
-Files are let go of: a lock lasts as long as any process has its file open.
-"""
+"""What a forked child must know: one hook for all, which keeps nobody alive."""
 
 from __future__ import annotations
 
@@ -9,14 +6,7 @@ import os
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["Forked", "Locked", "let_go_in_children", "tell_children"]
-
-
-class Locked(Protocol):
-    """Holds a file and the lock on it."""
-
-    def let_go(self) -> None:
-        """Close the file, without waiting for anybody and without touching what is in it."""
+__all__ = ["Forked", "tell_children"]
 
 
 class Forked(Protocol):
@@ -26,13 +16,7 @@ class Forked(Protocol):
         """This is the child. No other thread of the parent is here, and a lock may be held by one of those."""
 
 
-_held: WeakSet[Locked] = WeakSet()
 _told: WeakSet[Forked] = WeakSet()
-
-
-def let_go_in_children(locked: Locked) -> None:
-    """The file stays this process's alone."""
-    _held.add(locked)
 
 
 def tell_children(forked: Forked) -> None:
@@ -41,11 +25,8 @@ def tell_children(forked: Forked) -> None:
 
 
 def _forked() -> None:
-    for held in list(_held):
-        held.let_go()
-    _held.clear()
-    for told in list(_told):
-        told.forked()
+    for each in list(_told):
+        each.forked()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import msgspec
 
 from tailrace.client.entry import Entry, Header, Line, Note, readable
-from tailrace.client.forks import let_go_in_children
+from tailrace.client.forks import tell_children
 from tailrace.errors import ConfigError, UsageError, WouldBlock
 
 __all__ = ["FILE_BYTES", "MEMORY_BYTES", "Entry", "MemorySpool", "Spool", "SpoolFile", "orphans"]
@@ -118,7 +118,7 @@ class SpoolFile:
         self._ends: list[int] = []
         self._notes: dict[str, str] = {}
         self._head = self._scan()
-        let_go_in_children(self)
+        tell_children(self)
 
     @classmethod
     def create(
@@ -237,8 +237,8 @@ class SpoolFile:
             os.close(self._fd)
             self._fd = -1
 
-    def let_go(self) -> None:
-        """See `forks`."""
+    def forked(self) -> None:
+        """See `Forked`. A lock lasts as long as any process has its file open: it stays the parent's alone."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
