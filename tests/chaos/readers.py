@@ -83,8 +83,8 @@ class Reader:
                 await asyncio.gather(self._visit, return_exceptions=True)
 
     def cut(self) -> None:
-        """Lose the connection."""
-        if self._visit is not None:
+        """Lose the connection; one that is being left already is not disturbed, or half of it would stay open."""
+        if self._visit is not None and not self._visit.cancelling():
             self._visit.cancel()
 
     def stall(self, seconds: float) -> None:
