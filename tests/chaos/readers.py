@@ -27,6 +27,8 @@ __all__ = ["ClientReader", "PollReader", "Reader", "SocketReader", "SourceReader
 
 
 POLL_LIMIT = 1_000
+LEAVE_SECONDS = 60.0
+"""Whoever is cancelled and has not left after that never will."""
 
 
 class _Envelope(msgspec.Struct):
@@ -62,6 +64,8 @@ class Reader:
         self.stays = True
         """Whether being sent away for good is wrong."""
         self._visit: asyncio.Task[None] | None = None
+        self._left: asyncio.Task[None] | None = None
+        """The visit that was cut."""
         self._go, self._home = asyncio.Event(), asyncio.Event()
         self.heal()
 
@@ -84,8 +88,15 @@ class Reader:
 
     def cut(self) -> None:
         """Lose the connection; one that is being left already is not disturbed, or half of it would stay open."""
-        if self._visit is not None and not self._visit.cancelling():
+        if self._visit is not None and self._visit is not self._left:
+            self._left = self._visit
             self._visit.cancel()
+            asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._overstays, self._visit)
+
+    def _overstays(self, visit: asyncio.Task[None]) -> None:
+        if not visit.done():
+            self.walk.broken(f"was cancelled {LEAVE_SECONDS:.0f} s ago, and is still there")
+            visit.cancel()
 
     def stall(self, seconds: float) -> None:
         """Read nothing for a while."""

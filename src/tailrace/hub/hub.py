@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from tailrace.hub.block import Sink
 from tailrace.hub.failing import Failing
 from tailrace.hub.place import place_of_time
 from tailrace.hub.subscription import Lane, Subscription
+from tailrace.hub.together import together
 from tailrace.hub.topic import PAGE_RECORDS, TAIL_BYTES, Topic
 
 __all__ = ["Hub", "HubStatistics"]
@@ -167,7 +168,7 @@ class Hub:
                 for stream, where in resume.items():
                     await subscription.add(stream, where)
             else:
-                await _all(subscription.add(stream, where) for stream, where in resume.items())
+                await together(subscription.add(stream, where) for stream, where in resume.items())
         except BaseException:
             subscription.detach()
             raise
@@ -384,13 +385,3 @@ class Hub:
         finally:
             topic.healing = False
             topic.notify()
-
-
-async def _all(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> None:
-    """Run them together; the first error is raised as it is, the others are cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for coroutine in coroutines:
-                group.create_task(coroutine)
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
