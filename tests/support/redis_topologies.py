@@ -215,15 +215,19 @@ class RedisSentinel:
             return old not in self.master_ports() and self.master.cli_sync("ROLE")[0] == "master"
         return False
 
-    def _ordered_failover(self) -> bool:
-        return bool(self.sentinels[0].cli_sync("SENTINEL", "FAILOVER", self.SERVICE) == "OK")
+    def _failed_over(self, old: int) -> bool:
+        """Whether they made another the master; else order it. One that cannot yet refuses, and one that took too long
+        gives it up."""
+        if self._promoted(old):
+            return True
+        if set(self.master_ports()) == {old}:
+            self.sentinels[0].cli_sync("SENTINEL", "FAILOVER", self.SERVICE)
+        return False
 
     async def failover(self) -> None:
         """Have the sentinels make the replica the master, and wait until they did."""
         old = self.master.port
-        # A sentinel that has not yet heard of the replica's health refuses.
-        await asyncio.to_thread(eventually_sync, self._ordered_failover, 20)
-        await asyncio.to_thread(eventually_sync, lambda: self._promoted(old), 45)
+        await asyncio.to_thread(eventually_sync, lambda: self._failed_over(old), 90, every=0.05)
 
     async def wait_promoted(self, old: RedisServer) -> None:
         """Wait until all sentinels name another master than this one."""
