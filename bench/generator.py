@@ -2,7 +2,7 @@
 
 `python -m bench.generator FIRST STREAMS EVENTS_A_CALL [PORT]`: to so many streams from number FIRST on, through the log
 at BENCH_REDIS_URL, or as NDJSON to the gateway on PORT with BENCH_TOKEN. Each line `run RATE EVENTS` on its input is
-answered with one line of JSON.
+answered with one line of JSON. `sender.c` takes the same commands.
 
 It is an open loop: a call that is slow delays no other, and every event carries the time it was due, not the time it
 was sent. So the delay that a reader sees holds all waiting, the generator's own included (no coordinated omission).
@@ -31,7 +31,7 @@ from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.errors import TailraceError
 
-__all__ = ["stream_of"]
+__all__ = ["FILLER", "stream_of"]
 
 FILLER = "x" * 150
 TICK_SECONDS = 0.001

@@ -41,7 +41,7 @@ async def run(options: argparse.Namespace) -> Report:
     started = time.monotonic()
     setting = {"clients": options.clients, "streams": options.clients, "seconds a step": options.seconds}
     report = Report("knee", f"Knee: the highest rate with P99 < {QUICK_MS:.0f} ms", setting)
-    async with open_stack() as served, open_load(served, options.clients, generators=2) as load:
+    async with open_stack() as served, open_load(served, options.clients) as load:
         say(f"knee: {options.clients} clients, from {options.rate} events/s")
         steps: list[tuple[float, Outcome]] = []
 

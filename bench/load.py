@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from bench.generator import stream_of
+from bench.generator import FILLER, stream_of
 from bench.harness import Histogram, Measure, Report, say
 from bench.process import Child, child, cpu_seconds, rss_bytes
+from bench.sender import sender
 from bench.server import redis_version
 from bench.stack import Audience, Heard, Stack, audience, open_stack, sse_path
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=2_000, help="SSE connections, with a stream each (%(default)s)")
     parser.add_argument("--rate", type=int, default=10_000, help="events a second, all streams together (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
-    parser.add_argument("--generators", type=int, default=2, help="processes that publish (%(default)s)")
+    parser.add_argument(
+        "--generators", type=int, default=0, help="Python processes that publish; 0: one in C with the same calls"
+    )
     parser.add_argument("--ndjson-seconds", type=float, default=20.0, help="the same over HTTP; 0: none (%(default)g)")
     parser.add_argument("--lines", type=int, default=20, help="events of one NDJSON request (%(default)s)")
 
@@ -44,7 +47,7 @@ async def run(options: argparse.Namespace) -> Report:
     """
     started = time.monotonic()
     setting = {"clients": options.clients, "streams": options.clients, "events/s": options.rate}
-    setting["generators"] = options.generators
+    setting["publishers"] = f"{options.generators} in Python" if options.generators else "one in C"
     report = Report("load", "Load: many connections with a stream each, load generator included", setting)
     async with open_stack() as served:
         async with open_load(served, options.clients, generators=options.generators) as load:
@@ -115,32 +118,47 @@ class Load:
             lost=count - heard.events + heard.missing + heard.duplicate + heard.short + heard.closed + failed,
             acknowledged=acknowledged,
             late_ms=max(one["late_ms"] for one in said),
-            cores={**busy, "generators": sum(one["core"] for one in said)},
+            cores={**busy, "publisher": sum(one["core"] for one in said)},
             gateway_rss=rss_bytes(self._served.gateway.pid),
             load_average=os.getloadavg()[0],
         )
 
 
 @asynccontextmanager
-async def open_load(served: Stack, clients: int, *, lines: int = 0, generators: int = 1) -> AsyncIterator[Load]:
-    """Connect the audience and start generators; with `lines`, they publish over HTTP, so many events a request.
+async def open_load(served: Stack, clients: int, *, lines: int = 0, generators: int = 0) -> AsyncIterator[Load]:
+    """Connect the audience and start what publishes.
+
+    Args:
+        served: where to.
+        clients: connections, and streams.
+        lines: publish over HTTP, so many events a request.
+        generators: so many processes in Python; 0: without `lines` the sender in C, with them one.
 
     Raises:
         ValueError: the streams cannot be shared out evenly.
     """
-    streams, rest = divmod(clients, generators)
-    if rest:
+    if lines:
+        generators = generators or 1
+    if generators and clients % generators:
         raise ValueError(f"{clients} streams are not for {generators} generators")
-    tail = [str(streams), str(lines or 1), *([str(served.port)] if lines else [])]
-    env = {"BENCH_REDIS_URL": served.redis_url, "BENCH_TOKEN": served.token}
-    paths = [sse_path(stream_of(n)) for n in range(clients)]
+    names = [stream_of(n) for n in range(clients)]
+    paths = [sse_path(name) for name in names]
     async with AsyncExitStack() as stack:
-        argvs = [[sys.executable, "-m", "bench.generator", str(n * streams), *tail] for n in range(generators)]
-        publishing = [await stack.enter_async_context(child(argv, env=env)) for argv in argvs]
+        if generators:
+            argvs = _python(served, clients // generators, lines, generators)
+            env = {"BENCH_REDIS_URL": served.redis_url, "BENCH_TOKEN": served.token}
+            publishing = [await stack.enter_async_context(child(argv, env=env)) for argv in argvs]
+        else:
+            publishing = [await stack.enter_async_context(sender(served.redis, names, filler=FILLER))]
         heard_by = await stack.enter_async_context(audience(served.port, clients, path=paths, token=served.token))
         load = Load(served, clients, lines or 1, publishing, heard_by)
         await load.run(clients, 1)  # every stream exists, every connection is warm
         yield load
+
+
+def _python(served: Stack, streams: int, lines: int, generators: int) -> list[list[str]]:
+    tail = [str(streams), str(lines or 1), *([str(served.port)] if lines else [])]
+    return [[sys.executable, "-m", "bench.generator", str(n * streams), *tail] for n in range(generators)]
 
 
 def _add(report: Report, prefix: str, outcome: Outcome, *, targets: bool) -> None:

@@ -58,13 +58,14 @@ def pinned(on: Cores) -> Iterator[None]:
 
 
 def build(name: str) -> Path:
-    """Compile bench/<name>.c into bench/bin, unless that is newer already.
+    """Compile bench/<name>.c into bench/bin, unless that is newer than all C sources already.
 
     Raises:
         Missing: there is no C compiler.
     """
     source, binary = FOLDER / f"{name}.c", FOLDER / "bin" / name
-    if binary.exists() and binary.stat().st_mtime > source.stat().st_mtime:
+    changed = max(file.stat().st_mtime for file in (source, *FOLDER.glob("*.h")))
+    if binary.exists() and binary.stat().st_mtime > changed:
         return binary
     compiler = shutil.which("cc")
     if compiler is None:

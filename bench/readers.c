@@ -14,23 +14,18 @@
  *   `short` is how many connections have fewer
  *   end
  * A line that is only a carriage return ends an HTTP chunk: their number is how many writes the server made of it.
- * A member `"t":<CLOCK_MONOTONIC ns>` in the data gives the delay of the delivery, kept in buckets of 5 %.
+ * A member `"t":<CLOCK_MONOTONIC ns, perhaps + EPOCH_NS>` in the data gives the delay of the delivery, kept in buckets of 5 %.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#define BUCKETS 400
+#include "common.h"
+
 #define PREFIX 320 /* of a line that is split between two reads; enough for the ids and the start of the data */
 enum { LINES, SWITCHING, FRAMES }; /* SSE or the head of an answer; the head of a 101; what follows it */
 struct reader {
@@ -47,27 +42,14 @@ struct reader {
 };
 static struct reader *readers;
 static int connections, chain, ready_count, closed_count, receive_buffer;
-static unsigned long events, missing, duplicate, buckets[BUCKETS], reads, chunks;
+static unsigned long events, missing, duplicate, reads, chunks;
 static char buffer[1 << 18], *requests, **request;
 static int request_count;
-
-static void die(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static long long now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
 
 static void delay(const char *line, size_t length) {
     const char *stamp = memmem(line, length, "\"t\":", 4);
     if (!stamp || (size_t)(line + length - stamp) < 24) return;
-    double us = (now_ns() - atoll(stamp + 4)) / 1000.0;
-    int bucket = us <= 1 ? 0 : (int)(log(us) / log(1.05));
-    buckets[bucket < 0 ? 0 : bucket >= BUCKETS ? BUCKETS - 1 : bucket]++;
+    count_delay(now_ns() - atoll(stamp + 4) % EPOCH_NS);
 }
 
 static void check_id(struct reader *reader, const char *line, size_t length) {
@@ -233,20 +215,13 @@ static void read_slowly(unsigned long each, double seconds) {
         }
 }
 
-static double seconds_of(struct timeval time) { return time.tv_sec + time.tv_usec / 1e6; }
-
 static void report(double seconds, unsigned long each) {
-    struct rusage usage;
     int low = 0;
-    getrusage(RUSAGE_SELF, &usage);
     for (int i = 0; i < connections; i++) low += readers[i].events - readers[i].before < each;
-    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"short\":%d,\"reads\":%lu,\"chunks\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,"
-           "\"buckets\":[", events, missing, duplicate, closed_count, low, reads, chunks, seconds,
-           seconds_of(usage.ru_utime) + seconds_of(usage.ru_stime));
-    int last = BUCKETS;
-    while (last > 0 && !buckets[last - 1]) last--;
-    for (int i = 0; i < last; i++) printf(i ? ",%lu" : "%lu", buckets[i]);
-    printf("]}\n");
+    printf("{\"events\":%lu,\"missing\":%lu,\"duplicate\":%lu,\"closed\":%d,\"short\":%d,\"reads\":%lu,\"chunks\":%lu,\"seconds\":%.6f,\"cpu\":%.6f,",
+           events, missing, duplicate, closed_count, low, reads, chunks, seconds, cpu_seconds());
+    print_buckets();
+    printf("}\n");
 }
 
 /* Who was closed gets no more: nobody waits for those. */

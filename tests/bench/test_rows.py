@@ -37,6 +37,14 @@ async def test_load_delivers_every_event_to_its_client_both_ways() -> None:
     assert "deliveries were seen" not in said  # every delivery told its delay
 
 
+async def test_load_is_the_same_from_python_publishers() -> None:
+    options = ["--clients", "20", "--rate", "400", "--seconds", "1", "--ndjson-seconds", "0", "--generators", "2"]
+
+    said = await run_bench("load", *options)
+
+    assert verdicts(said, "lost, repeated") == ["met"]
+
+
 async def test_a_fan_out_over_websocket_delivers_every_record_to_every_client() -> None:
     options = ["--clients", "20", "--records", "20", "--rate", "100", "--rounds", "1", "--burst", "500", "--no-nchan"]
 
