@@ -42,6 +42,7 @@ def test_every_code_becomes_its_error() -> None:
     [
         (503, b"<html>", errors.LogUnavailable),
         (502, b"", errors.LogUnavailable),
+        (522, b"<html>", errors.LogUnavailable),
         (404, b"[]", errors.NotFound),
         (418, b'{"code":"NEW_ONE"}', errors.RequestError),
         (500, b"\xff", errors.TailraceError),

@@ -219,9 +219,25 @@ async def test_a_refused_token_is_waited_out(
     assert await stored(log) == [1]
 
 
-@pytest.mark.parametrize("status", ["404 Not Found", "302 Found", "405 Method Not Allowed", "410 Gone", "501 No"])
-async def test_an_answer_that_is_no_gateways_costs_no_event(log: MemoryLog, proxy: FaultyProxy, status: str) -> None:
-    answer = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: 3\r\n\r\n<p>".encode()
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        ("404 Not Found", "<p>"),
+        ("302 Found", "<p>"),
+        ("405 Method Not Allowed", "<p>"),
+        ("410 Gone", "<p>"),
+        ("501 No", "<p>"),
+        ("500 No Connections Left", "<p>"),
+        ("521 Web Server Is Down", "<p>"),
+        ("200 OK", "<p>back soon"),
+        ("503 Service Unavailable", '{"code": "DATABASE_UNAVAILABLE", "status": 503}'),
+    ],
+)
+async def test_an_answer_of_who_cannot_reach_gateway_or_database_costs_no_event(
+    log: MemoryLog, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, status: str, body: str
+) -> None:
+    monkeypatch.setattr("tailrace.client.delivery.ATTEMPT_SECONDS", 0.3)
+    answer = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     async with default_backend(answer) as elsewhere, Tailrace(proxy.url, token=mint()) as client:
         gateway, proxy.target_port = proxy.target_port, elsewhere
         client.emit("run:1", "note", 1)

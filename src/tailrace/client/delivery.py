@@ -117,7 +117,8 @@ class Delivery:
                 return await self._refuse(batch, exc)
             return self._pause(exc)
         except TailraceError as exc:
-            if is_elsewhere(exc):
+            # The database of runs may be away, too.
+            if exc.retryable or is_elsewhere(exc):
                 return self._pause(exc)
             return await self._refuse(batch, exc)
         await self._settled(len(batch))

@@ -37,8 +37,9 @@ _BY_STATUS: dict[int, type[TailraceError]] = {
 }
 
 
-_NO_GATEWAY = frozenset({300, 301, 302, 303, 307, 308, 404, 405, 410, 421, 501})
-"""What proxies answer while they know no gateway. Other refusals may be of what was sent, by a proxy too."""
+_NO_GATEWAY = frozenset({300, 301, 302, 303, 307, 308, 404, 405, 410, 421, 500, 501})
+"""What proxies answer while they know no gateway, or have a fault of their own. Other refusals may be of what was sent,
+by a proxy too."""
 
 
 def is_elsewhere(error: TailraceError) -> bool:
@@ -63,6 +64,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TailraceEr
             data["code"] = code
         elif status in _NO_GATEWAY:
             data["elsewhere"] = True
+        elif status > 500:
+            cls = LogUnavailable  # 520-530: as 502
     detail = problem.get("detail") or problem.get("title") or _unexplained(status)
     if issubclass(cls, _WITH_RETRY_AFTER):
         return cls(str(detail), retry_after=retry_after_of(headers, problem), **data)
@@ -82,7 +85,7 @@ def retry_after_of(headers: Mapping[str, str], problem: Mapping[str, Any]) -> fl
 
 
 def _unexplained(status: int) -> str:
-    if status in (502, 503, 504):
+    if status > 501:
         return f"the server answered {status}: a proxy that does not reach the gateway?"
     return f"the server answered {status}, not as tailrace does: is this the address of a gateway?"
 

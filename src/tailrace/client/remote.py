@@ -50,8 +50,6 @@ class _Answers(msgspec.Struct):
 
 
 _ANSWERS = msgspec.json.Decoder(_Answers)
-_RETRIED_STATUS = frozenset({502, 504})
-"""A proxy answered, not the gateway: the request may have been carried out."""
 
 
 class _Receipt(msgspec.Struct, frozen=True):
@@ -106,7 +104,8 @@ class RemoteLog:
             answers = _ANSWERS.decode(answer).events
             appended = [Appended(EntryId.parse(each.id), each.duplicate) for each in answers]
         except (ValueError, TailraceError) as exc:
-            raise CorruptRecord(f"the server's answer to a publish cannot be read: {exc}") from exc
+            # A page for people that somebody between shows while the gateway is away.
+            raise OutcomeUnknown(f"the answer to a publish is no gateway's: {exc}", receipt=receipt) from exc
         if len(appended) != len(events):
             raise CorruptRecord("the server answered for another number of events")
         return appended
@@ -195,7 +194,7 @@ class RemoteLog:
                 if 200 <= status < 300:
                     return answer
                 error = error_of(status, answered, answer)
-                perhaps = perhaps or status in _RETRIED_STATUS or isinstance(error, OutcomeUnknown)
+                perhaps = perhaps or isinstance(error, OutcomeUnknown) or _may_be_done(status, error)
                 if isinstance(error, Unauthorized) and self.credentials.renewable and not renewed:
                     renewed = True
                     await self.credentials.renew(used)
@@ -224,6 +223,11 @@ class RemoteLog:
         except TimeoutError as exc:
             raise HttpFailure("the server did not answer in time", sent=True) from exc
         return response.status, response.headers, answer
+
+
+def _may_be_done(status: int, error: TailraceError) -> bool:
+    """A proxy answered, not the gateway; after a 503 that did nothing."""
+    return status != 503 and isinstance(error, LogUnavailable)
 
 
 def _given_up(error: TailraceError, perhaps: bool) -> TailraceError:

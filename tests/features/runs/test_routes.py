@@ -57,6 +57,19 @@ async def test_an_epoch_that_no_claim_has_is_refused_and_one_that_is_news_is_not
         assert types(await s.good("GET", "/runs/r1/events", auth=OWNER)) == ["a", "c"]
 
 
+async def test_a_run_that_another_gateway_made_is_there_at_once_for_who_asked_too_early(tmp_path: Path) -> None:
+    async with site(tmp_path) as s:
+        await refused(s, 404, "RUN_NOT_FOUND", "GET", "/runs/r1/events")
+        await s.feature.service.create(owner="ada", run_id="r1")
+        epoch = (await s.feature.service.begin("r1", producer="p1")).epoch
+
+        await s.good("POST", f"/runs/r1/events?epoch={epoch}", json={"type": "a"})
+
+        await refused(s, 404, "RUN_NOT_FOUND", "GET", "/runs/r2/events")
+        await s.feature.service.create(owner="ada", run_id="r2")
+        assert types(await s.good("GET", "/runs/r2/events")) == []
+
+
 async def test_the_old_paths_without_a_prefix_are_there(tmp_path: Path) -> None:
     async with site(tmp_path) as s:
         await s.make()

@@ -1,4 +1,8 @@
-"""Who owns a run, remembered for a moment: asked for every request and every recheck of what is read live."""
+"""Who owns a run, remembered for a moment: asked for every request and every recheck of what is read live.
+
+That a run is not there is never remembered: it may be made by another gateway just now, and who is told 404 then loses
+events or stays away.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ MOST = 10_000
 
 
 class RecentRuns:
-    """A small cache of rows, unknown ids included."""
+    """A small cache of rows."""
 
     def __init__(self, get: Callable[[str], Awaitable[Run]], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._get = get
         self._clock = clock
-        self._known: OrderedDict[str, tuple[float, Run | None]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, Run]] = OrderedDict()
 
     async def find(self, run_id: str, *, stale: bool = False, fresh: bool = False) -> Run | None:
-        """A run as it was a moment ago; None: there was none.
+        """A run as it was a moment ago; None: there is none.
 
         Args:
             run_id: which.
@@ -39,7 +43,7 @@ class RecentRuns:
         """
         now = self._clock()
         at, run = self._known.get(run_id, (0.0, None))
-        if not fresh and run_id in self._known and now - at < FRESH_SECONDS:
+        if not fresh and run is not None and now - at < FRESH_SECONDS:
             return run
         try:
             return await self._ask(run_id)
@@ -63,11 +67,11 @@ class RecentRuns:
         return run is not None and run.owner == sub
 
     async def _ask(self, run_id: str) -> Run | None:
-        found: Run | None
         try:
             found = await self._get(run_id)
         except RunNotFound:
-            found = None
+            self.forget(run_id)
+            return None
         self._remember(run_id, found)
         return found
 
@@ -75,7 +79,7 @@ class RecentRuns:
         """Ask again next time: it was just changed here."""
         self._known.pop(run_id, None)
 
-    def _remember(self, run_id: str, run: Run | None) -> None:
+    def _remember(self, run_id: str, run: Run) -> None:
         self._known[run_id] = (self._clock(), run)
         self._known.move_to_end(run_id)
         while len(self._known) > MOST:
