@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from langchain_core.language_models.fake import FakeListLLM
 from langchain_core.language_models.fake_chat_models import (
     FakeListChatModel,
     FakeListChatModelError,
@@ -142,6 +143,20 @@ async def test_the_events_of_astream_events_pass_through_and_are_told() -> None:
         "3 m at deep"
     ]
     check_nesting(events)
+
+
+async def test_what_a_model_of_texts_says_at_once_is_told_from_astream_events() -> None:
+    async with active_run() as said:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            events_of = FakeListLLM(responses=["deep"]).astream_events("how deep?", version="v2")
+            async for _ in follow(said.run, events_of):
+                pass
+
+        events = await said.events()
+
+    (model_step,) = steps_of(events, "model")
+    assert text_of(events, model_step) == "deep"
 
 
 async def test_an_error_in_astream_events_fails_what_was_open() -> None:

@@ -21,7 +21,7 @@ from tailrace.errors import TailraceError
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.model import RunStatus
 from tailrace.features.runs.producing_sync import Interrupt, RunsSync
-from tailrace.features.runs.steps import RunCancelled
+from tailrace.features.runs.steps import RunCancelled, take_back
 
 __all__ = ["CeleryRuns", "instrument"]
 
@@ -91,7 +91,7 @@ class CeleryRuns:
             return
         if running.interrupt is not None:
             running.interrupt.disarm()
-        CURRENT.reset(running.token)
+        take_back(CURRENT, running.token)
         if state is None and running.error is None:
             # Neither done nor failed: the worker ends this process in the middle of the task.
             running.error = RunCancelled("the task was revoked")

@@ -224,6 +224,9 @@ def text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
+        generations = content.get("generations")
+        if generations:  # what a model of texts answered
+            return text_of(generations[0][:1])
         text = content.get("text")
         return text if isinstance(text, str) else ""
     if isinstance(content, (list, tuple)):

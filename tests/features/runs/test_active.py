@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Generator
+from contextvars import copy_context
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,35 @@ async def test_steps_begin_and_end_and_know_what_they_are_inside_of() -> None:
     assert events[1][1]["parent"] == plan.id
     assert events[1][1]["kind"] == "tool"
     assert events[6][1]["error"] == "ValueError: bad"
+
+
+async def test_an_error_with_a_whole_document_in_it_is_cut_and_hides_nothing() -> None:
+    async with active_run() as said:
+        with pytest.raises(ValueError, match="xxx"), said.run.step("write"):
+            raise ValueError("x" * 2_000_000)
+
+        end = RunEnd.of(said.run, ValueError("x" * 2_000_000))
+        events = await said.events()
+
+    assert events[-1][0] == "step.failed"
+    assert events[-1][1]["error"].startswith("ValueError: xxx")
+    assert len(end.note()) < 11_000
+
+
+async def test_a_step_of_a_generator_that_goes_on_in_another_context_ends_there() -> None:
+    async with active_run() as said:
+
+        def work() -> Generator[None, None, None]:
+            with said.run.step("stream"):
+                yield
+
+        parts = work()
+        copy_context().run(next, parts)
+        copy_context().run(parts.close)
+
+        events = await said.events()
+
+    assert [type_ for type_, _ in events] == ["step.started", "step.cancelled"]
 
 
 async def test_a_step_ends_once() -> None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tailrace.client.spool import SpoolFile
+from tailrace.client.spool import SpoolFile, orphans
 from tailrace.core.event import StreamState
 from tailrace.core.names import StreamName
-from tailrace.errors import Conflict, Fenced, RunEnded
+from tailrace.errors import Conflict, Fenced, LogUnavailable, RunEnded
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.active import current_run, emit
 from tailrace.features.runs.ending import RunEnd
-from tailrace.features.runs.model import RunStatus
+from tailrace.features.runs.model import Run, RunStatus
 from tailrace.features.runs.steps import RunCancelled
 from tailrace.features.runs.workers import Reaper, Sealer
 from tests.support.producing import Site, site
@@ -136,6 +136,71 @@ async def test_a_task_that_is_cancelled_by_others_stays_cancelled(here: Site) ->
 
     stored = await here.service.get("1")
     assert (stored.status, stored.error) == (RunStatus.CANCELLED, "its code was stopped: CancelledError")
+
+
+async def test_a_run_of_a_generator_that_is_closed_in_another_task_ends(here: Site) -> None:
+    async def work() -> AsyncGenerator[None, None]:
+        async with runs.open(run_id="1"):
+            yield
+
+    async with here.runs() as runs:
+        parts = work()
+
+        async def begin() -> None:
+            await anext(parts)
+
+        async def close() -> None:
+            await parts.aclose()
+
+        for step in (begin, close):
+            await asyncio.create_task(step())
+
+    assert (await here.service.get("1")).status is RunStatus.CANCELLED
+
+
+async def test_an_end_whose_caller_is_cancelled_is_told_all_the_same(here: Site) -> None:
+    async with here.runs() as runs:
+        active = await runs.begin((await runs.create(run_id="1")).id)
+        ending = asyncio.create_task(runs.end(active))
+        await asyncio.sleep(0)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+
+    assert (await here.service.get("1")).status is RunStatus.COMPLETED
+
+
+async def test_runs_whose_closing_is_cancelled_leave_nothing_behind(
+    here: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def away(*given: object, **more: object) -> Run:
+        asked.set()
+        raise LogUnavailable("away")
+
+    runs = here.runs(spool=tmp_path / "spool", end_seconds=600)
+    active = await runs.begin((await runs.create(run_id="1")).id)
+    monkeypatch.setattr(here.service, "finish", away)
+    await runs.end(active)
+    closing = asyncio.create_task(runs.aclose())
+    asked.clear()
+    async with deadline(60):
+        await asked.wait()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("tailrace-")] == []
+    assert await asyncio.to_thread(noted, tmp_path / "spool") == ["end:1:1"]
+
+
+def noted(folder: Path) -> list[str]:
+    """What is noted in the files that nobody has."""
+    spools = list(orphans(folder, "here"))
+    for spool in spools:
+        spool.close()
+    return [key for spool in spools for key in spool.notes]
 
 
 async def test_a_run_that_was_lost_is_fenced_out_and_nothing_comes_behind_its_end(here: Site) -> None:

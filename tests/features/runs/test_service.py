@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 from tailrace.core.event import Event, StreamState
 from tailrace.errors import Conflict, Fenced, Malformed, RunEnded, RunNotFound, StreamClosed, TooLarge
 from tailrace.features.runs.backend import LeaseState
-from tailrace.features.runs.model import RunStatus, run_stream
+from tailrace.features.runs.model import MAX_JSON_DEPTH, RunStatus, run_stream
 from tailrace.features.runs.store import RunQuery
 from tailrace.sql import migrate
 from tests.features.runs.support import LEASE, Runs, data_of, runs_on
@@ -56,6 +56,44 @@ async def test_ending_in_the_same_way_again_is_once_and_in_another_is_refused(ta
         with pytest.raises(RunEnded):
             await runs.service.begin("r1", producer="p2")
         assert await runs.types("r1") == ["run.failed"]
+
+
+async def test_who_ends_a_run_in_the_same_way_does_not_cut_off_its_producers_last_events(sqlite: URL) -> None:
+    async with deadline(60), runs_on(sqlite) as runs:
+        epoch = await claimed(runs)
+        await runs.service.finish("r1", epoch, RunStatus.COMPLETED, seal=False)
+
+        assert not (await runs.service.finish("r1", None, RunStatus.COMPLETED)).sealed
+        await runs.log.append(run_stream("r1"), [Event("work", 1)], owner_epoch=epoch)
+        assert (await runs.service.finish("r1", epoch, RunStatus.COMPLETED)).sealed
+
+        assert await runs.types("r1") == ["work", "run.completed"]
+
+
+async def test_what_one_database_cannot_keep_or_find_is_the_same_on_all(tables: URL) -> None:
+    async with deadline(60), runs_on(tables) as runs:
+        epoch = await claimed(runs)
+
+        for owner in ("Ada", "ada\0", "ada "):
+            assert await runs.service.find(RunQuery(owner=owner)) == []
+        with pytest.raises(Malformed):
+            await runs.service.create(owner="ada", metadata={"deep": deep(MAX_JSON_DEPTH)})
+        with pytest.raises(Malformed):
+            await runs.service.finish("r1", epoch, RunStatus.COMPLETED, result=deep(MAX_JSON_DEPTH + 1))
+        metadata = {"deep": deep(MAX_JSON_DEPTH - 1), "pair": (1, 2)}
+        made = await runs.service.create(owner="ada", metadata=metadata, run_id="r2")
+        assert await runs.service.create(owner="ada", metadata=metadata, run_id="r2") == made
+        done = await runs.service.finish("r1", epoch, RunStatus.COMPLETED, result=deep(MAX_JSON_DEPTH))
+
+        assert await runs.service.get("r2") == made
+        assert await runs.service.get("r1") == done
+
+
+def deep(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 async def test_of_many_who_claim_one_gets_the_run(tables: URL) -> None:

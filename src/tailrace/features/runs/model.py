@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from tailrace.core.codec import DEFAULT_LIMITS, minify
+from tailrace.core.codec import minify
 from tailrace.core.event import SKIPPED, Event
 from tailrace.core.names import StreamName
 from tailrace.errors import Conflict, Fenced, Malformed, RunEnded, TooLarge
@@ -26,6 +26,7 @@ __all__ = [
     "ENDINGS",
     "END_UID",
     "MAX_ERROR",
+    "MAX_METADATA_BYTES",
     "MAX_OWNER",
     "MAX_RESULT_BYTES",
     "MAX_TITLE",
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "RunStatus",
     "check_kind",
+    "check_metadata",
     "check_result",
     "check_run_id",
     "ends_anew",
@@ -49,6 +51,9 @@ MAX_OWNER = 255
 MAX_TITLE = 500
 MAX_ERROR = 10_000
 MAX_RESULT_BYTES = 65_536
+MAX_METADATA_BYTES = 16_384
+MAX_JSON_DEPTH = 30
+"""Of results and metadata: MariaDB takes JSON up to 32 levels."""
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~@-]{0,199}", re.ASCII)
 
@@ -168,19 +173,26 @@ def check_kind(text: str) -> str:
     return text
 
 
+def check_metadata(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a run's metadata and return it as it will be read. Raises: Malformed, TooLarge."""
+    checked: dict[str, Any] = _check_json(dict(value), "metadata", MAX_METADATA_BYTES)
+    return checked
+
+
 def check_result(value: Any) -> Any:
     """Check a run's result and return it as it will be read. Raises: Malformed, TooLarge."""
+    return _check_json(value, "result", MAX_RESULT_BYTES)
+
+
+def _check_json(value: Any, name: str, limit: int) -> Any:
     try:
         text = msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise Malformed(f"the result is no JSON: {exc}", field="result") from None
+        raise Malformed(f"the {name} is no JSON: {exc}", field=name) from None
     try:
-        # It is a member of the terminal event: one level deeper there.
-        return msgspec.json.decode(minify(text, max_bytes=MAX_RESULT_BYTES, max_depth=DEFAULT_LIMITS.max_depth - 1))
+        return msgspec.json.decode(minify(text, max_bytes=limit, max_depth=MAX_JSON_DEPTH))
     except TooLarge:
         advice = "keep it elsewhere and put a reference here"
-        raise TooLarge(
-            f"the result is larger than {MAX_RESULT_BYTES} bytes: {advice}", limit=MAX_RESULT_BYTES
-        ) from None
+        raise TooLarge(f"the {name} is larger than {limit} bytes: {advice}", limit=limit) from None
     except Malformed as exc:
-        raise Malformed(f"the result cannot be kept: {exc.detail}", field="result") from None
+        raise Malformed(f"the {name} cannot be kept: {exc.detail}", field=name) from None

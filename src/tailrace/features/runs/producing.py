@@ -33,6 +33,7 @@ from tailrace.features.runs.ending import Ends
 from tailrace.features.runs.model import Run
 from tailrace.features.runs.recovering import HOLD_SECONDS, tell_left
 from tailrace.features.runs.remote import HttpRuns
+from tailrace.features.runs.steps import take_back
 
 __all__ = ["END_SECONDS", "Runs"]
 
@@ -43,6 +44,7 @@ RENEW_SECONDS = 0.4
 CALL_SECONDS = 10.0
 END_SECONDS = 30.0
 LAST_CALL_SECONDS = 2.0
+LAST_FLUSH_SECONDS = 0.5
 
 
 class Runs:
@@ -178,11 +180,11 @@ class Runs:
         except BaseException as exc:
             error = exc
         finally:
-            CURRENT.reset(token)
+            take_back(CURRENT, token)
             active.on_stop = None
         if interrupted:
             error = await _settle_interrupt(task, active, error)
-        await asyncio.shield(self._own(self.end(active, error)))
+        await self.end(active, error)
         if error is not None:
             raise error
         if active.fenced:
@@ -223,9 +225,9 @@ class Runs:
 
     async def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
         """End a run: completed, or as the error says. Waits 2 s for its events and 3 s for the backend at the most;
-        both then go on by themselves."""
+        both then go on by themselves. Cancelled, it goes on by itself at once."""
         assert self._emitting is not None  # noqa: S101 - `begin` made it
-        await self._ends.tell(active, error, self._emitting)
+        await asyncio.shield(self._own(self._ends.tell(active, error, self._emitting)))
 
     def _release(self, active: ActiveRun) -> None:
         if self._held.get(active.id) is active:
@@ -278,26 +280,36 @@ class Runs:
         Before that it waits for `end_seconds` where nobody could be told how a run ended. A run that is still open ends
         as lost. What was not delivered or told stays in the spool folder; the next process on it delivers it, and ends
         the runs that have ended. Without a folder it is lost: that is logged; missing events are told in the stream.
+        Cancelled: it waits for nothing more, and gives back everything all the same.
         """
         if self._closed:
             return
         self._closed = True
-        await self._ends.wait_told(self._end_seconds)
-        ending = self._tasks - {self._renewing}
-        if ending:
-            await asyncio.wait(ending, timeout=flush_seconds)
+        left = 0.0
+        try:
+            await self._ends.wait_told(self._end_seconds)
+            ending = self._tasks - {self._renewing}
+            if ending:
+                await asyncio.wait(ending, timeout=flush_seconds)
+            left = flush_seconds if not ending else LAST_FLUSH_SECONDS
+        finally:
+            await self._give_back(left)
+
+    async def _give_back(self, flush_seconds: float) -> None:
         self._ends.say_left()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._hold()
         try:
-            if self._emitting is not None:
-                await self._emitting.aclose(flush_seconds if not ending else 0.5)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._hold()
         finally:
-            await self._log.aclose()
-            await self.backend.aclose()
+            try:
+                if self._emitting is not None:
+                    await self._emitting.aclose(flush_seconds)
+            finally:
+                await self._log.aclose()
+                await self.backend.aclose()
 
     async def recover(self) -> None:
         """Begin to deliver and tell what others left in the folder; otherwise the first run begins that."""

@@ -15,7 +15,7 @@ from tailrace.client.engine import Engines
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.model import Run, RunStatus
 from tailrace.features.runs.producing import END_SECONDS, Runs
-from tailrace.features.runs.steps import RunCancelled
+from tailrace.features.runs.steps import RunCancelled, take_back
 
 __all__ = ["Interrupt", "RunsSync"]
 
@@ -98,7 +98,7 @@ class RunsSync:
                     stopper.disarm()
         except BaseException as exc:
             error = active.why_stopped() if isinstance(exc, RunCancelled) else exc
-        CURRENT.reset(token)
+        take_back(CURRENT, token)
         self.end(active, error)
         if error is not None:
             raise error

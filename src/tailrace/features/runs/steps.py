@@ -16,15 +16,18 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tailrace.errors import Malformed, TailraceError, UsageError
 
 if TYPE_CHECKING:
     from tailrace.features.runs.active import ActiveRun
 
-__all__ = ["STEP", "RunCancelled", "Step", "TextBuffer", "error_text"]
+__all__ = ["STEP", "RunCancelled", "Step", "TextBuffer", "error_text", "take_back"]
 
+V = TypeVar("V")
+MAX_ERROR_TEXT = 10_000
+"""Longer errors are cut: they hold whole documents, and neither an event nor a run's end may be refused for that."""
 LINGER_SECONDS = 0.05
 FULL_CHARACTERS = 1_024
 STEP: ContextVar[Step | None] = ContextVar("tailrace_step", default=None)
@@ -95,7 +98,7 @@ class Step:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._outer is not None:
-            STEP.reset(self._outer)
+            take_back(STEP, self._outer)
         if self._ended:
             return
         if error is None:
@@ -173,5 +176,12 @@ def flush_on(loop: asyncio.AbstractEventLoop, thread: int, flush: Callable[[], N
 
 def error_text(error: BaseException) -> str:
     """An error for people, as UTF-8 can have it: names of files may be in it."""
-    text = str(error).encode(errors="replace").decode()
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = str(error)[:MAX_ERROR_TEXT].encode(errors="replace").decode()
+    return f"{type(error).__name__}: {text}"[:MAX_ERROR_TEXT] if text else type(error).__name__
+
+
+def take_back(variable: ContextVar[V], token: Token[V]) -> None:
+    """Undo a `set`, where that was: a generator may be ended in another context (by another thread, by the garbage
+    collector), in which there is nothing to undo, and what has to end must end all the same."""
+    with contextlib.suppress(ValueError):
+        variable.reset(token)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -250,6 +250,8 @@ def _where(query: RunQuery) -> list[ColumnElement[bool]]:
     where: list[ColumnElement[bool]] = []
     if query.owner is not None:
         where.append(ExecutionRun.owner == query.owner)
+        # To MySQL a name and the same name with blanks behind it are equal. They are two people.
+        where.append(func.char_length(ExecutionRun.owner) == len(query.owner))
     if query.kind is not None:
         where.append(ExecutionRun.kind == query.kind)
     if query.statuses:
