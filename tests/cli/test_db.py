@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.cli.conftest import Run
 from tests.features.runs.api import ADMIN, site
+from tests.support.commands import clean_environment, on_terminal
 
 
 async def test_the_tables_go_up_and_down(run: Run, tmp_path: Path) -> None:
@@ -57,3 +58,15 @@ async def test_runs_are_listed_shown_cancelled_and_imported(run: Run, tmp_path: 
         page = await s.good("GET", "/runs/past/events?format=raw")
         assert page["events"][0]["n"] == 1
         assert json.loads((await run(*arguments)).lines[0])["stored"] == 0
+
+
+async def test_what_others_named_their_runs_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    async with site(tmp_path / "data") as s:
+        await s.make("r1", owner="[/bold]", title="\x1b]0;evil\x07 [red]title")
+        env = clean_environment(tmp_path, TAILRACE_URL=s.served.url, TAILRACE_TOKEN=ADMIN)
+        listed = await on_terminal("runs", "list", cwd=tmp_path, env=env, seconds=90)
+
+    assert listed.code == 0
+    assert "[/bold]" in listed.out
+    assert "]0;evil" in listed.out
+    assert "\x1b]" not in listed.out

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,10 @@ from tailrace.cli.target import HOME
 from tailrace.client.spool import Entry, SpoolFile
 from tailrace.core.codec import encode
 from tailrace.core.event import Event
+from tailrace.core.names import StreamName
+from tailrace.errors import LogUnavailable
+from tailrace.eventlog.base import Appended
+from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.ending import RunEnd
 from tailrace.features.runs.events import EventStore
@@ -128,6 +133,42 @@ async def test_how_a_command_ended_is_told_by_the_next_one_when_the_gateway_was_
     assert (run["status"], run["error"], run["sealed"], run["owner_epoch"]) == ("failed", "exit code 3", True, 1)
     assert (await types(there))[-2:] == ["run.exited", "run.failed"]
     assert list(tmp_path.glob("**/*.spool")) == []
+
+
+class Refusing(MemoryLog):
+    """A log that stores nothing of the run for now."""
+
+    refusing = True
+
+    async def append(self, stream: StreamName, events: Sequence[Event], **more: Any) -> list[Appended]:
+        if self.refusing and stream == "run:1":
+            raise LogUnavailable("away")
+        return await super().append(stream, events, **more)
+
+
+async def test_a_command_that_is_registered_when_it_has_ended_already_is_not_lost(tmp_path: Path) -> None:
+    log = Refusing()
+    async with site(tmp_path / "gateway", log=log) as there, faulty_proxy(there.served.port) as proxy:
+        proxy.refusing = True
+        env = clean_environment(tmp_path, TAILRACE_URL=proxy.url, TAILRACE_TOKEN=SERVICE)
+        async with started("exec", "--id", "1", "--wait", "120", "--", "true", cwd=tmp_path, env=env) as command:
+
+            async def ended() -> bool:
+                return any("run.exited" in path.read_text() for path in tmp_path.glob("**/*.spool"))
+
+            async def running() -> bool:
+                answer = await there.ask("GET", "/runs/1")
+                return answer.is_success and answer.json()["status"] == "running"
+
+            await eventually(ended, 60, every=0.1)
+            proxy.refusing = False
+            await eventually(running, 60, every=0.1)
+            log.refusing = False
+            result = await command.end(60)
+
+        run = await there.good("GET", "/runs/1")
+        assert (result.code, run["status"], run["result"]) == (0, "completed", {"exit_code": 0})
+    await log.aclose()
 
 
 def leave(folder: Path, epoch: int) -> None:

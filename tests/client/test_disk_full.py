@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tailrace.client.spool import SpoolFile
+from tailrace.cli.run.session import Recorder, epilogue
+from tailrace.client.spool import Entry, SpoolFile
+from tailrace.core.names import StreamName
 from tailrace.errors import WouldBlock
 from tests.client.test_spool import entry, uids
 from tests.support.need import absent
@@ -85,3 +87,27 @@ def test_a_disk_with_room_again_takes_more(disk: Path) -> None:
     assert spool.pending == taken + 1
     assert uids(spool.peek(1_000))[-1] == f"u-{taken}"
     spool.close()
+
+
+def test_a_command_that_ends_on_a_full_disk_ends_and_its_stream_is_ended_when_there_is_room(disk: Path) -> None:
+    other = disk / "other"
+    other.write_bytes(b"x" * 40_000)
+    stream = StreamName.parse("run:1")
+    spool = SpoolFile.create(disk, "test", "here", epilogue=epilogue(stream, "u"))
+    recorder = Recorder(spool, stream, "u")
+    fill(spool)
+
+    recorder.exited(0, None, 1.0)
+    spool.close()
+
+    assert recorder.lost
+    assert SpoolFile.take_over(spool.path, "here") is None
+    other.unlink()
+    following = SpoolFile.take_over(spool.path, "here")
+    assert following is not None
+    last: list[Entry] = []
+    while batch := following.peek():
+        last = [*last, *batch][-2:]
+        following.done(len(batch))
+    assert [each.t for each in last] == ["run.lost", ""]
+    following.close()

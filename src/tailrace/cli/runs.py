@@ -185,5 +185,11 @@ def _show(runs: list[Run]) -> None:
     for each in runs:
         created = datetime.fromtimestamp(each.created_at / 1_000, UTC).astimezone()
         title = each.title if len(each.title) <= 60 else f"{each.title[:59]}…"
-        table.add_row(each.id, each.status.value, each.kind, each.owner, f"{created:%Y-%m-%d %H:%M:%S}", escape(title))
+        owner, title = escape(_visible(each.owner)), escape(_visible(title))
+        table.add_row(each.id, each.status.value, each.kind, owner, f"{created:%Y-%m-%d %H:%M:%S}", title)
     show_table(table)
+
+
+def _visible(text: str) -> str:
+    """Others wrote it: the terminal obeys none of it."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)

@@ -142,7 +142,7 @@ class SpoolFile:
 
     @classmethod
     def take_over(cls, path: Path, target: str, *, max_bytes: int = FILE_BYTES) -> SpoolFile | None:
-        """Take a file whose writer has ended; None: it is in use, gone, for another target, or not ours to read."""
+        """Take a file whose writer has ended; None: it is in use, gone, for another target, or cannot be used now."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError:
@@ -160,7 +160,11 @@ class SpoolFile:
             os.close(fd)
             return None
         spool = cls(path, fd, header, max_bytes=max_bytes)
-        spool._mend()
+        try:
+            spool._mend()
+        except WouldBlock:  # a full disk: later
+            spool.close()
+            return None
         return spool
 
     @property
@@ -231,7 +235,7 @@ class SpoolFile:
         with self._lock:
             if self._fd < 0:
                 return
-            if self.pending == 0 and not self._notes:
+            if self.pending == 0 and not self._notes and (self.finished or not self.header.epilogue):
                 with contextlib.suppress(OSError):
                     self.path.unlink()
             os.close(self._fd)
@@ -358,16 +362,13 @@ def _batch(entries: Iterator[Entry], most: int) -> list[Entry]:
     size = 0
     for entry in entries:
         size += len(entry.d)
-        if batch and (len(batch) >= most or size > BATCH_BYTES or entry.closes or not _together(batch[0], entry)):
+        together = not batch or (batch[0].s, batch[0].e) == (entry.s, entry.e)
+        if batch and (len(batch) >= most or size > BATCH_BYTES or entry.closes or not together):
             break
         batch.append(entry)
         if entry.closes:
             break
     return batch
-
-
-def _together(first: Entry, entry: Entry) -> bool:
-    return first.s == entry.s and first.e == entry.e
 
 
 def _lines_of(entries: Sequence[Entry]) -> bytes:

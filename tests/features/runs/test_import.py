@@ -133,3 +133,19 @@ async def test_a_row_that_is_no_event_stops_its_run_and_is_named(sqlite: URL) ->
     assert done[0].refused.startswith("row 2: ")
     assert await old.events("run:a") == [("fine", 1)]
     await old.aclose()
+
+
+async def test_a_stream_that_takes_no_rows_holds_up_no_other_run(sqlite: URL) -> None:
+    old = Old(sqlite)
+    await old.create()
+    await old.insert((1, "a", "e", "1"), (2, "b", "e", "2"))
+    await old.run(close=True)
+    await old.insert((3, "a", "e", "3"), (4, "x" * 201, "e", "4"), (5, "y", "e", "5"))
+
+    done = {each.stream: each for each in await old.run()}
+
+    assert done["run:a"].refused == "behind 1 rows: the stream was closed"
+    assert done[f"run:{'x' * 201}"].refused is not None
+    assert (done["run:y"].stored, done["run:y"].verified) == (1, True)
+    assert await old.events("run:a") == [("e", 1)]
+    await old.aclose()

@@ -61,6 +61,9 @@ class Courier:
                         await _first_of(delivery.wait_empty(), tasks)
                     if registration is not None:
                         await registration.tell_left(others)
+            if registration is not None and end is None:
+                # The server came back meanwhile: then it is a run of ours after all, and would be lost.
+                end = registration.end(code, session.signal_name)
             if registration is not None and end is not None:
                 delivered = not self._spool.pending
                 self._told = await registration.finish(end, delivered=delivered, until=until)

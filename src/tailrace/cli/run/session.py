@@ -97,10 +97,14 @@ class Recorder:
         data = {"exit_code": code, "signal": signal_name, "seconds": round(seconds, 3), "lines": self.lines}
         last = [*self._announcement(), ("run.exited", data | {"at": _now()})]
         entries = [*map(self._entry, last), *([Entry(str(self._stream))] if self.closes else [])]
-        if isinstance(self._spool, SpoolFile):
-            self._spool.finish(entries)
-        else:
-            self._spool.put(entries)
+        try:
+            if isinstance(self._spool, SpoolFile):
+                self._spool.finish(entries)
+            else:
+                self._spool.put(entries)
+        except WouldBlock:
+            # A full disk. A registered run's end is told all the same; else who takes the file over ends the stream.
+            self.lost += len(last)
         self.on_put()
 
     def _put(self, events: list[tuple[str, dict[str, Any]]]) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from tailrace.core.codec import minify
 from tailrace.core.event import Event, Gap, Json, Record
 from tailrace.core.names import StreamName, check_type, escape_name
-from tailrace.errors import NotFound, RequestError
+from tailrace.errors import Conflict, InvalidStream, Malformed, NotFound, RequestError, TooLarge
 from tailrace.sql.database import Database
 
 __all__ = ["Importer", "RunReport", "Source", "Target"]
@@ -125,7 +125,10 @@ class Importer:
         return await self._database.run(read)
 
     async def _one(self, run: Any, rows: int) -> RunReport:
-        stream = StreamName.parse(f"{self._source.kind}:{escape_name(str(run))}")
+        try:
+            stream = StreamName.parse(f"{self._source.kind}:{escape_name(str(run))}")
+        except InvalidStream as exc:
+            return RunReport(stream=f"{self._source.kind}:{run}", rows=rows, refused=str(exc))
         report = RunReport(stream=str(stream), rows=rows)
         kept = await self._kept(stream)
         at = await self._place(run, kept.last)
@@ -135,9 +138,8 @@ class Importer:
             return report
         while batch := await self._rows(run, at):
             events, report.refused = self._events(batch)
-            if events:
-                await self._target.publish_many(stream, events)
-                report.stored += len(events)
+            if events and not await self._store(stream, events, report):
+                return report
             if report.refused is not None:
                 return report
             at = batch[-1][0]
@@ -145,6 +147,17 @@ class Importer:
         if self._close and report.verified:
             await self._target.close_stream(stream)
         return report
+
+    async def _store(self, stream: StreamName, events: Sequence[Event], report: RunReport) -> bool:
+        """Store events; False: their stream does not take them, which holds up no other run."""
+        try:
+            await self._target.publish_many(stream, events)
+        except (Conflict, Malformed, TooLarge) as exc:
+            report.stored += exc.data.get("appended", 0)
+            report.refused = f"behind {report.before + report.stored} rows: {exc}"
+            return False
+        report.stored += len(events)
+        return True
 
     async def _kept(self, stream: StreamName) -> _Kept:
         kept = _Kept()
