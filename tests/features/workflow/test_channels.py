@@ -111,6 +111,24 @@ async def test_a_lost_link_is_told_and_every_subscription_comes_back(
         await eventually(lambda: [message for _, message in ear.heard] == [b"1", b"2"], 60)
 
 
+async def test_who_cannot_be_given_a_channel_takes_it_from_nobody_else(
+    start_redis: StartRedis, key_prefix: str
+) -> None:
+    server = await start_redis()
+    async with listening(server, key_prefix) as ear:
+        await ear.wait_up()
+        await ear.listener.subscribe(f"{key_prefix}a", seconds=60)
+        server.pause()
+        await eventually(lambda: not ear.listener.up, 60)
+        with pytest.raises(LogUnavailable):
+            await ear.listener.subscribe(f"{key_prefix}a", seconds=60)
+        server.resume()
+        await ear.wait_up()
+
+        assert await ear.channels.publish(f"{key_prefix}a", b"1", seconds=60) == 1
+        await eventually(lambda: [message for _, message in ear.heard] == [b"1"], 60)
+
+
 async def test_a_connection_that_stays_open_but_says_nothing_is_found_out(
     start_redis: StartRedis, key_prefix: str
 ) -> None:

@@ -158,10 +158,11 @@ class Listener:
         """Hear a channel: every message that is published after this returned comes, while the link is up.
 
         Raises:
-            LogUnavailable: not acknowledged in time; it is not wanted any more.
+            LogUnavailable: not acknowledged in time; it is not wanted any more, unless it was before.
         """
-        self.want(channel)
         name = channel.encode()
+        before = name in self._wanted
+        self.want(channel)
         if name in self._acknowledged:
             return
         waiting = self._waiting.get(name)
@@ -170,12 +171,12 @@ class Listener:
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.shield(waiting)
-        except TimeoutError:
-            self.unsubscribe(channel)
+        except (TimeoutError, LogUnavailable) as exc:
+            if not before:
+                self.unsubscribe(channel)
+            if isinstance(exc, LogUnavailable):
+                raise
             raise LogTimeout("the channel was not acknowledged in time") from None
-        except LogUnavailable:
-            self.unsubscribe(channel)
-            raise
 
     def want(self, channel: str) -> None:
         """Hear a channel as soon as that can be."""
@@ -289,7 +290,8 @@ class Listener:
         return 1
 
     def _acknowledge(self, name: bytes) -> None:
-        self._acknowledged.add(name)
+        if name in self._wanted or name == self._probe or name in self._patterns:
+            self._acknowledged.add(name)  # else it was given up meanwhile, and is asked for anew the next time
         self._news.set()
         waiting = self._waiting.pop(name, None)
         if waiting is not None and not waiting.done():
