@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ import pytest
 
 from tailrace.core.event import SKIPPED
 from tailrace.errors import ConfigError
+from tailrace.eventlog.redis.bridge import Leadership
+from tailrace.eventlog.redis.topology import open_topology
 from tailrace.features.workflow.bridge import Bridge
+from tailrace.features.workflow.message import ENDED_SECONDS
 from tailrace.features.workflow.publisher import WorkflowPublisher
 from tests.features.workflow.conftest import MakePublisher
 from tests.support.commands import clean_environment, started
@@ -141,6 +144,61 @@ async def test_what_does_not_fit_is_left_out_and_told_at_its_place(
     assert kept == list(range(len(kept)))
     assert found[-1] == {"id": "", "count": 100 - len(kept), "reason": "full"}
     assert bridge.counts.skipped == 100 - len(kept)
+
+
+async def test_more_than_one_call_may_hold_is_stored_all_the_same(
+    make: MakePublisher, start_redis: StartRedis, key_prefix: str
+) -> None:
+    server = await start_redis()
+    old = make(server.url)
+    async with bridging(server, key_prefix) as bridge:
+        await server.cli("CONFIG", "SET", "maxmemory", "1")
+        for n in range(12):
+            await old.publish_to_channel("w1", {"n": n, "text": "x" * 1_000_000})
+        await eventually(lambda: bridge.counts.heard == 12, WAIT)
+        await server.cli("CONFIG", "SET", "maxmemory", "0")
+
+        await eventually(lambda: bridge.counts.stored == 12, WAIT)
+        found = await everything(old, "w1")
+
+    assert [each.get("n") for each in found] == list(range(12))
+    assert (bridge.counts.skipped, bridge.waiting_bytes) == (0, 0)
+
+
+async def test_a_stream_has_a_life_when_its_workflow_has_ended(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str
+) -> None:
+    old = make()
+    async with bridging(redis70, key_prefix):
+        await old.publish_to_channel("w1", {"type": "node_output"})
+        await stored(old, 1)
+        assert await redis70.cli("TTL", old.stream_key("w1")) == -1
+
+        await old.publish_to_channel("w1", {"type": "workflow_complete"})
+
+        async def mortal() -> bool:
+            return 0 < await redis70.cli("TTL", old.stream_key("w1")) <= ENDED_SECONDS
+
+        await eventually(mortal, WAIT)
+
+
+async def test_whose_lease_is_over_stores_nothing_before_it_looks_again(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make()
+    leases = Leadership(open_topology(redis70.admin_url), f"{key_prefix}old:*", prefix=key_prefix)
+    async with aclosing(leases) as other, bridging(redis70, key_prefix, lease_seconds=3.0) as bridge:
+        monkeypatch.setattr("tailrace.features.workflow.bridge.RENEW_SECONDS", 600.0)
+
+        async def taken_over() -> bool:
+            return (await other.lead(600.0)).leads
+
+        await eventually(taken_over, WAIT, every=0.1)
+        await old.publish_to_channel("w1", {"n": 1})
+
+        await eventually(lambda: bridge.counts.heard, WAIT)
+        assert not bridge.leads
+    assert await types(old) == []
 
 
 @pytest.mark.parametrize("fault", ["full", "hangs"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tailrace.features.workflow.message import stream_of
 from tailrace.features.workflow.publisher import ENDED_SECONDS, WorkflowPublisher
 from tailrace.features.workflow.sync import WorkflowPublisherSync
 from tests.features.workflow.conftest import MakePublisher, OldSubscriber
+from tests.support.proxy import StartProxy
 from tests.support.redis_servers import RedisServer, StartRedis
 from tests.support.wait import eventually
 
@@ -82,6 +84,33 @@ async def test_the_end_of_a_workflow_gives_its_stream_a_life(dual: WorkflowPubli
         "workflow_id": "w1",
         "result": {"ok": True},
     }
+
+
+@pytest.mark.parametrize("later", ["publish_to_stream", "retry"])
+async def test_an_end_that_is_brought_in_later_gives_its_stream_a_life_too(
+    make: MakePublisher, redis70: RedisServer, start_proxy: StartProxy, later: str
+) -> None:
+    proxy = await start_proxy(str(redis70.socket))
+    publisher = make(redis70.url.replace(str(redis70.socket), str(proxy.path)), timeout_seconds=3.0)
+    await publisher.publish_node_output("w1", "a")
+    if later == "retry":
+        proxy.drop_replies = True
+        with pytest.raises(OutcomeUnknown) as caught:
+            await publisher.publish_workflow_complete("w1")
+        proxy.restore()
+        proxy.reset_all()
+
+        async def settled() -> bool:
+            with suppress(LogUnavailable, OutcomeUnknown):
+                return bool(await publisher.retry(caught.value.receipt))
+            return False
+
+        await eventually(settled, 60, every=0.1)
+    else:
+        await publisher.publish_to_stream("w1", {"type": "workflow_complete"})
+
+    assert 0 < await redis70.cli("TTL", publisher.stream_key("w1")) <= ENDED_SECONDS
+    assert [each["type"] for each in (await publisher.read_history("w1")).messages][1:] == ["workflow_complete"]
 
 
 async def test_an_error_is_told_and_the_workflow_may_go_on(dual: WorkflowPublisher, old: OldSubscriber) -> None:

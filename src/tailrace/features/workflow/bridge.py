@@ -1,8 +1,8 @@
 """The bridge: what unmodified producers publish on old channels becomes durable, resumable streams.
 
 Rules of this file
-1. Several bridges hear the same; one writes. It holds a lease, and its appends carry the lease's epoch: one that lost
-   the lease without knowing is refused (Fenced) and stops.
+1. Several bridges hear the same; one writes, while it knows that it holds the lease. Its appends carry the lease's
+   epoch: one that lost the lease without knowing is refused (Fenced) and stops.
 2. Every message that the leader heard is stored once, in the order of its channel: two equal ones are two.
 3. What may be missing is said in the stream, by `events.skipped`, before the first message that follows: after a
    take-over in the streams that were heard of meanwhile; after a lost link in those of the minute before and, since one
@@ -17,6 +17,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -26,10 +27,11 @@ from tailrace.core.event import SKIPPED, Event
 from tailrace.core.kinds import Kinds
 from tailrace.core.names import StreamName
 from tailrace.errors import ConfigError, Fenced, InvalidStream, LogError, OutcomeUnknown, TailraceError, TooLarge
+from tailrace.eventlog.limits import MAX_CALL_BYTES
 from tailrace.eventlog.redis.bridge import Leadership
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels, Listener
-from tailrace.features.workflow.message import ChannelTemplate, event_of, stream_of
+from tailrace.features.workflow.message import ENDED_SECONDS, ENDS, ChannelTemplate, event_of, stream_of
 
 __all__ = ["Bridge", "BridgeCounts"]
 
@@ -67,6 +69,17 @@ class _Line:
     def add(self, event: Event, size: int = 0) -> None:
         """Put one behind the others."""
         self.events.append((event, size, asyncio.get_running_loop().time()))
+
+    def batch(self) -> list[tuple[Event, int]]:
+        """What may leave in one call, with what each costs."""
+        batch: list[tuple[Event, int]] = []
+        total = 0
+        for event, size, _ in islice(self.events, BATCH_EVENTS):
+            total += size or OVERHEAD_BYTES
+            if batch and total > MAX_CALL_BYTES:
+                break
+            batch.append((event, size))
+        return batch
 
 
 class Bridge:
@@ -167,9 +180,14 @@ class Bridge:
                     pass  # it may still be ours; see below
                 else:
                     self._take(turn.leads, turn.epoch, turn.taken, turn.silent_seconds, begun)
-            if self.leads and now() >= self._lease_until:
-                self._stop_leading("the lease was not renewed")
+            self._may_write()
             await asyncio.sleep(RENEW_SECONDS)
+
+    def _may_write(self) -> bool:
+        """Whether the lease is ours now. Asked before every write: a stream that only begins does not fence us out."""
+        if self.leads and asyncio.get_running_loop().time() >= self._lease_until:
+            self._stop_leading("the lease was not renewed")
+        return self.leads
 
     def _take(self, leads: bool, epoch: int, taken: bool, silent: float, begun: float) -> None:
         if not leads:
@@ -217,28 +235,29 @@ class Bridge:
             return
         self.counts.heard += 1
         now = asyncio.get_running_loop().time()
+        leads = self._may_write()
         if self._lost_at is not None:
             self._say_lost(now)
-        if self.leads and stream not in self._recent and now - self._deaf_until < RECENT_SECONDS:
+        if leads and stream not in self._recent and now - self._deaf_until < RECENT_SECONDS:
             self._say_skipped(stream, "link", 0)
         _, heard = self._recent.get(stream, (0.0, 0))
         self._recent[stream] = (now, heard + 1)
         self._recent.move_to_end(stream)
         if len(self._recent) > MAX_RECENT:
             self._recent.popitem(last=False)
-        if self.leads:
+        if leads:
             self._put(stream, message)
 
     def _put(self, stream: StreamName, message: bytes) -> None:
         line = self._line(stream)
-        size = len(message) + OVERHEAD_BYTES
         limit = self._kinds.of(stream).max_event_bytes
         try:
             event = event_of(message, max_bytes=limit)
-            encode(event.data, max_bytes=limit)
+            stored = encode(event.data, max_bytes=limit)
         except TooLarge:
             self._skip(line, "too_large")
             return
+        size = max(len(message), len(stored)) + OVERHEAD_BYTES
         if self._waiting_bytes + size > self._max_bytes:
             self._skip(line, "full")
             return
@@ -315,17 +334,26 @@ class Bridge:
             if not line.events:
                 del self._lines[stream]
                 return
-            batch = [line.events[index] for index in range(min(BATCH_EVENTS, len(line.events)))]
-            if not await self._append(stream, line, [event for event, *_ in batch]):
+            batch = line.batch()
+            if not await self._append(stream, line, [event for event, _ in batch]):
                 return
-            for _, size, _ in batch:
+            counted = self._lines.get(stream) is line  # what was let go of meanwhile is not
+            for _, size in batch:
                 line.events.popleft()
-                self._waiting_bytes -= size
+                self._waiting_bytes -= size if counted else 0
             self.counts.stored += len(batch)
+            if any(event.type in ENDS for event, _ in batch):
+                await self._let_expire(stream)
+
+    async def _let_expire(self, stream: StreamName) -> None:
+        try:
+            await self._log.expire(stream, ENDED_SECONDS)
+        except LogError as exc:
+            log.warning("the stream's life was not set", extra={"stream": stream, "error": str(exc)})
 
     async def _append(self, stream: StreamName, line: _Line, events: list[Event]) -> bool:
         receipt: object = None
-        while self._lines.get(stream) is line:
+        while self._may_write() and self._lines.get(stream) is line:
             try:
                 if receipt is not None:
                     await self._log.retry(receipt)

@@ -23,6 +23,8 @@ from tailrace.errors import ConfigError, Malformed
 
 __all__ = [
     "DEFAULT_CHANNEL",
+    "ENDED_SECONDS",
+    "ENDS",
     "KIND",
     "NO_TYPE",
     "TEXT",
@@ -44,6 +46,10 @@ NO_TYPE = "workflow.message"
 """Type of a message whose own `type` may not be one, or that has none."""
 TEXT = "workflow.text"
 """Type of a message that is not JSON."""
+ENDS = frozenset({"workflow_complete", "workflow_error"})
+"""Types of the messages with which a workflow ends …"""
+ENDED_SECONDS = 86_400.0
+"""… and how long its stream stays after one."""
 
 Message: TypeAlias = dict[str, Any] | str | bytes
 """An object, or the JSON text of one, which is published as it is."""

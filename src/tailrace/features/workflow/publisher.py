@@ -31,10 +31,19 @@ from tailrace.core.names import StreamName
 from tailrace.core.rollout import Mode
 from tailrace.errors import ConfigError, LogError
 from tailrace.eventlog.features import ServerFeatures, read_features
+from tailrace.eventlog.receipt import Receipt
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels
 from tailrace.features.workflow import message as messages
-from tailrace.features.workflow.message import DEFAULT_CHANNEL, ChannelTemplate, Dumps, Message, stream_of
+from tailrace.features.workflow.message import (
+    DEFAULT_CHANNEL,
+    ENDED_SECONDS,
+    ENDS,
+    ChannelTemplate,
+    Dumps,
+    Message,
+    stream_of,
+)
 
 if TYPE_CHECKING:
     from tailrace.config import Settings
@@ -47,8 +56,6 @@ ModeOf = Callable[[StreamName], Mode]
 
 MAX_LENGTH = 10_000
 """What `trim_stream` keeps."""
-ENDED_SECONDS = 86_400.0
-"""How long a stream stays after its workflow's end, and after `trim_stream`."""
 TIMEOUT_SECONDS = 5.0
 
 
@@ -201,17 +208,17 @@ class WorkflowPublisher:
 
         Raises: as `publish`.
         """
-        return await self._publish_end(workflow_id, messages.complete(workflow_id, result, fields))
+        return await self.publish(workflow_id, messages.complete(workflow_id, result, fields))
 
     async def publish_workflow_error(self, workflow_id: str | int, error: object, **fields: Any) -> Published:
         """Publish that the workflow failed, and let its stream expire in `ENDED_SECONDS`.
 
         Raises: as `publish`.
         """
-        return await self._publish_end(workflow_id, messages.error(workflow_id, error, fields))
+        return await self.publish(workflow_id, messages.error(workflow_id, error, fields))
 
     async def publish(self, workflow_id: str | int, message: Message) -> Published:
-        """Publish a message where the mode says.
+        """Publish a message where the mode says. One whose type is that of an end lets the stream expire, too.
 
         Cancelled: it may have been published, on either way.
 
@@ -262,7 +269,10 @@ class WorkflowPublisher:
 
         Raises: as `publish`.
         """
-        return (await self._direct.retry(receipt, seconds=self._seconds))[0].id
+        stored = (await self._direct.retry(receipt, seconds=self._seconds))[0]
+        if isinstance(receipt, Receipt) and receipt.events[receipt.offset].type in ENDS:
+            await self._let_expire(receipt.stream)
+        return stored.id
 
     async def trim_stream(
         self, workflow_id: str | int, *, max_length: int = MAX_LENGTH, expire_seconds: float | None = ENDED_SECONDS
@@ -355,6 +365,8 @@ class WorkflowPublisher:
             self.counts.append_errors += 1
             raise
         self.counts.appended += 1
+        if event.type in ENDS:
+            await self._let_expire(stream)
         return appended[0].id
 
     async def _announce(self, workflow_id: str | int, text: bytes) -> int:
@@ -370,15 +382,12 @@ class WorkflowPublisher:
         self.counts.announced += 1
         return receivers
 
-    async def _publish_end(self, workflow_id: str | int, message: Message) -> Published:
-        published = await self.publish(workflow_id, message)
-        if published.id is not None:
-            try:
-                await self._log.expire(stream_of(workflow_id), ENDED_SECONDS)
-            except LogError as exc:
-                # It is published; only its end of life is as it was before.
-                log.warning("the stream's life was not set", extra={"error": str(exc)})
-        return published
+    async def _let_expire(self, stream: StreamName) -> None:
+        try:
+            await self._log.expire(stream, ENDED_SECONDS)
+        except LogError as exc:
+            # It is published; only its end of life is as it was before.
+            log.warning("the stream's life was not set", extra={"error": str(exc)})
 
 
 def _messages(records: tuple[Record, ...], more: bool, gaps: tuple[Gap, ...], start: str) -> Messages:
