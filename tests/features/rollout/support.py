@@ -45,6 +45,8 @@ class Traffic:
         """Each so many-th append fails, and the publisher knows."""
         self.delay_seconds = 0.0
         """Every append comes this late."""
+        self.begin_every = 0
+        """Each so many-th event is the only one of a workflow that nobody heard of before."""
         self.sent = 0
         self._view = view
         self._log = RedisLog.connect(server.url)
@@ -61,14 +63,16 @@ class Traffic:
             await self._log.aclose()
 
     async def _publish(self, number: int, group: asyncio.TaskGroup) -> None:
-        stream = StreamName.parse(f"workflow:{number % STREAMS}")
+        begins = self.begin_every and number % self.begin_every == 1
+        name = f"new{number}" if begins else str(number % STREAMS)
+        stream = StreamName.parse(f"workflow:{name}")
         # Every tenth has a twin: the same text in the same stream.
         message = {"type": "node_output", "n": number - number % 100 if number % 10 == 0 else number}
         mode = self._view.mode_of(stream)
         self.sent += 1
         if mode is not Mode.STREAMS:
             try:
-                await self._channels.publish(f"workflow:{number % STREAMS}", json.dumps(message).encode(), seconds=5)
+                await self._channels.publish(str(stream), json.dumps(message).encode(), seconds=5)
             except LogError:
                 return
         if mode is Mode.PUBSUB:

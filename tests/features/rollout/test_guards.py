@@ -46,6 +46,26 @@ async def test_one_per_cent_of_events_that_differ_rolls_back(made: Stage) -> Non
     assert made.metric("tailrace_rollout_compared_total", kind="workflow", result="missing") > 0
 
 
+async def test_workflows_that_come_and_go_do_not_hide_what_differs(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.features.rollout.shadow.MAX_STREAMS", 12)
+    async with stage(server) as made:
+        made.traffic.begin_every = 50
+        await made.turn_on()
+        [shadow] = [each for each, _ in made.guard._shadows.values()]
+        first = {name for name in shadow.streams if "new" in name}
+        await eventually(lambda: {name for name in shadow.streams if "new" in name} - first, 60)
+        assert len(shadow.streams) <= 12
+        for result in ("missing", "extra"):
+            assert made.metric(COMPARED, kind="workflow", result=result) == 0
+
+        made.traffic.lose_every = 100
+
+        assert "events differ" in await made.wait_rolled_back()
+        await eventually(lambda: made.metric("tailrace_rollout_mismatch_ratio", kind="workflow") == 0, 60)
+
+
 async def test_limits_that_are_set_wider_let_more_differ_and_lag_before_they_roll_back(server: RedisServer) -> None:
     async with stage(server, limits=GuardLimits(mismatch=0.4, lag_seconds=8.0)) as made:
         await made.turn_on()

@@ -162,7 +162,7 @@ class Guard:
             self._meters.set_rollout(kind, self._view.rollout_of(kind))
         try:
             led, self.leads = self.leads, await self._store.lead(self.me, LEAD_SECONDS)
-            self._meters.leader.set(self.leads)
+            self._meters.set_leader(leads=self.leads)
             if self.leads and not led:
                 log.info("the guards of this gateway decide about rollouts")
             self._keep_shadows(group)
@@ -180,6 +180,7 @@ class Guard:
         for kind in [kind for kind in self._shadows if kind not in wanted]:
             self._shadows.pop(kind)[1].cancel()
             self._counted.pop(kind, None)
+            self._meters.forget_guard(kind)
         for kind in wanted - set(self._shadows):
             shadow = Shadow(
                 kind,

@@ -69,6 +69,18 @@ class Meters:
         self.lag.labels(kind).set(readings.lag_seconds)
         self.mismatch.labels(kind).set(readings.mismatched / readings.compared if readings.compared else 0)
 
+    def forget_guard(self, kind: str) -> None:
+        """The guards of this gateway do not look at a kind any more: what they said last is no alarm."""
+        for gauge in (self.health, self.lag, self.mismatch, self.longest):
+            gauge.labels(kind).set(0)
+
+    def set_leader(self, *, leads: bool) -> None:
+        """Whether this gateway leads; one that does not asks nobody about memory."""
+        self.leader.set(leads)
+        if not leads:
+            self.memory.set(0)
+            self.max_memory.set(0)
+
     def count_compared(self, kind: str, counts: Counts) -> None:
         """What the comparison found since the last time."""
         for name in counts.__struct_fields__:

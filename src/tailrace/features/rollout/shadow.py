@@ -3,7 +3,9 @@
 Rules of this file
 1. It reads as viewers do: the channels by Pub/Sub, the streams through the hub. What viewers would miss, it misses.
 2. It compares only what every writer must have written both ways: streams that were on before the last change, and are.
-3. Whatever may have cost us messages (a lost connection, a gap, a full set of streams) starts the comparison anew.
+3. Whatever may have cost us messages (a lost connection, a gap, too many streams at once) starts the comparison anew.
+4. A stream that has been silent gives its place to a new one. While none is, new ones are not compared: what is begun
+   anew for each of them judges nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+
+import msgspec
 
 from tailrace.codes import CloseCode
 from tailrace.core.comparison import LATE_SECONDS, PATIENCE_SECONDS, Comparison, Side, content_of
@@ -32,11 +36,20 @@ __all__ = ["Shadow"]
 log = logging.getLogger("tailrace.rollout")
 
 MAX_STREAMS = 1_000
-"""Streams that are compared at once; of more, the ones heard last."""
+"""Streams that are compared at once."""
 BEFORE_SECONDS = 2.0
 """A stream that is heard of is read from a moment before: its record may be older than its message."""
 QUEUE = 10_000
 ADDED_AT_ONCE = 32
+
+
+class _Compared(msgspec.Struct):
+    """One stream."""
+
+    begun: float
+    """Since when it is read."""
+    heard: float
+    """When its channel was last heard."""
 
 
 class Shadow:
@@ -67,14 +80,14 @@ class Shadow:
     ) -> None:
         self.kind = kind
         # What may lag behind must not be missing before.
-        patience = max(PATIENCE_SECONDS, limits.lag_seconds + 1.0)
-        self.comparison = Comparison(patience_seconds=patience, window_seconds=limits.window_seconds)
+        self._patience = max(PATIENCE_SECONDS, limits.lag_seconds + 1.0)
+        self.comparison = Comparison(patience_seconds=self._patience, window_seconds=limits.window_seconds)
         self._view = view
         self._hub = hub
         self._clock = clock
         self._before, _, self._after = template.partition("{id}")
-        self._streams: OrderedDict[StreamName, float] = OrderedDict()
-        """Those that are read, and since when."""
+        self._streams: OrderedDict[StreamName, _Compared] = OrderedDict()
+        """Those that are read, the ones heard last at the end."""
         self._era: tuple[float, bool] | None = None
         """The last change, and whether it had settled."""
         self._ready: set[StreamName] = set()
@@ -125,16 +138,37 @@ class Shadow:
         stream = self._stream_of(channel)
         if stream is None or not self.compares(stream):
             return
+        now = self._clock()
         if stream not in self._streams:
+            if not self._has_place(now):
+                return
             if self._new.full():
                 self.restart()
                 return
             self._new.put_nowait(stream)
-            self._streams[stream] = self._clock()
+            self._streams[stream] = _Compared(now, now)
+        self._streams[stream].heard = now
         self._streams.move_to_end(stream)
         # Before its stream is read, a message says nothing about how soon its record comes.
         doubtful = stream not in self._ready
-        self.comparison.saw(Side.CHANNEL, content_of(stream, message), self._clock(), doubtful=doubtful)
+        self.comparison.saw(Side.CHANNEL, content_of(stream, message), now, doubtful=doubtful)
+
+    def _has_place(self, now: float) -> bool:
+        """Whether one more can be compared; the one that was silent for longest may have to go."""
+        if len(self._streams) < MAX_STREAMS:
+            return True
+        oldest, compared = next(iter(self._streams.items()))
+        # What it had was judged by then, so that nothing has to begin anew.
+        if oldest not in self._ready or now - compared.heard <= self._patience + LATE_SECONDS:
+            return False
+        self._leave(oldest)
+        return True
+
+    def _leave(self, stream: StreamName) -> None:
+        self._streams.pop(stream, None)
+        self._ready.discard(stream)
+        if self._subscription is not None:
+            self._subscription.remove(stream)
 
     def _stream_of(self, channel: bytes) -> StreamName | None:
         with contextlib.suppress(InvalidStream, UnicodeDecodeError):
@@ -155,23 +189,18 @@ class Shadow:
         """Messages may have been lost on the way to us: begin anew."""
         now = self._clock()
         self.comparison.restart(now)
-        for stream in self._streams:
-            self._streams[stream] = now
+        for compared in self._streams.values():
+            compared.begun = now
 
     # -- the streams ------------------------------------------------------------------------------------------------
 
     async def _follow(self, subscription: Subscription) -> None:
-        """Begin to read the streams that were heard of, and leave those that were not heard for longest."""
+        """Begin to read the streams that were heard of."""
         while True:
             batch = [await self._new.get()]
             while not self._new.empty() and len(batch) < ADDED_AT_ONCE:
                 batch.append(self._new.get_nowait())
             await asyncio.gather(*(self._add(subscription, stream) for stream in batch))
-            while len(self._streams) > MAX_STREAMS:
-                oldest, _ = self._streams.popitem(last=False)
-                self._ready.discard(oldest)
-                subscription.remove(oldest)
-                self.restart()
 
     async def _add(self, subscription: Subscription, stream: StreamName) -> None:
         try:
@@ -181,7 +210,10 @@ class Shadow:
             self._streams.pop(stream, None)
             self.restart()
         else:
-            self._streams[stream] = self._clock()
+            if (compared := self._streams.get(stream)) is None:
+                subscription.remove(stream)
+                return
+            compared.begun = self._clock()
             self._ready.add(stream)
 
     async def _read(self, subscription: Subscription) -> None:
@@ -194,23 +226,20 @@ class Shadow:
             if isinstance(item, Record):
                 self._took(item)
             elif isinstance(item, Ended):
-                self._streams.pop(item.stream, None)
-                self._ready.discard(item.stream)
-                if self._subscription is not None:
-                    # A kind that begins now is read on after its stream expired; when it is heard again is soon enough.
-                    self._subscription.remove(item.stream)
+                # A kind that begins now is read on after its stream expired; when it is heard again is soon enough.
+                self._leave(item.stream)
             elif isinstance(item, Gap) and item.missed != 0:
                 self.restart()
         return True
 
     def _took(self, record: Record) -> None:
-        begun = self._streams.get(record.stream)
-        if begun is None or not self.compares(record.stream):
+        compared = self._streams.get(record.stream)
+        if compared is None or not self.compares(record.stream):
             return
         appended = self._clock() - (self._view.now() - record.time / 1_000)
         content = content_of(record.stream, record.data)
         # What is as old as our listening may have had its message before it.
-        self.comparison.saw(Side.STREAM, content, self._clock(), doubtful=appended < begun + LATE_SECONDS)
+        self.comparison.saw(Side.STREAM, content, self._clock(), doubtful=appended < compared.begun + LATE_SECONDS)
 
     async def wait_writable(self) -> None:
         """See `Sink`; this one is never full."""
