@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 
@@ -212,6 +213,32 @@ async def test_the_numbers_are_in_order_through_a_switch_and_back(
         last = front.controls[-1]
         assert StreamName.parse("workflow:w1") == last["stream"]
         assert last["cursor"]
+
+
+async def test_a_stream_that_brings_nothing_holds_nobody_who_is_rolled_back(
+    serve: Serve, make: MakePublisher, redis70: RedisServer
+) -> None:
+    moved = asyncio.Event()
+    moved.set()
+    publisher = make(mode=Mode.DUAL)
+
+    async def publish() -> None:
+        for n in itertools.count(1):
+            await publisher.publish_to_channel("w1", note(n))
+            await asyncio.sleep(0.01)
+
+    async with serve(redis70, moved=moved) as running, viewer(running) as front:
+        await publisher.publish("w1", note(0))
+        assert await front.numbers(1) == [0]
+        moved.clear()
+        publishing = asyncio.create_task(publish())
+
+        [first] = await front.numbers(1)
+
+        assert [each["mode"] for each in front.controls if each["control"] == "mode"] == ["pubsub"]
+        assert await front.numbers(200) == list(range(first + 1, first + 201))
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
 
 
 async def test_an_outage_is_told_and_survived_without_loss(

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Board", "Reader", "State", "key_of"]
 
+BEHIND_SECONDS = 5.0
+"""So long a stream that is behind is read on beside the channel: what was published before that was heard."""
 _NOTHING = Block(None, ())
 
 
@@ -115,7 +117,8 @@ class Reader:
     @property
     def resumable(self) -> bool:
         """Whether the messages that come now have ids to come back with."""
-        return self.state in (State.STREAMS, State.TO_CHANNEL, State.BACK)
+        by_stream = self._merge is None or self._merge.lead is Way.STREAM
+        return by_stream and self.state in (State.STREAMS, State.TO_CHANNEL, State.BACK)
 
     @property
     def mode(self) -> str:
@@ -180,9 +183,9 @@ class Reader:
         """Whether `heard` compares messages now."""
         return self._merge is not None
 
-    def link(self, up: bool) -> None:
+    def link(self, *, up: bool) -> None:
         """The channel's connection was lost, or is back; what was published meanwhile is lost to this viewer."""
-        if self.state in (State.CHANNEL, State.AWAY) and up is self._unheard:
+        if up is self._unheard and (up or not self.resumable):
             self._unheard = not up
             self._put(frames.degraded_payload(Degraded(active=not up)))
 
@@ -198,7 +201,7 @@ class Reader:
             self._troubled = away is not None
             self._subscription.notice(Degraded(active=self._troubled))
         if self._merge is not None and self.state is not State.STREAMS:
-            self._say(self._merge.overdue(now))
+            self._overdue(now, self._merge)
         if self.state is State.STREAMS and away is not None:
             self._prepare(now, away)
         elif self.state is State.STREAMS and self._merge is not None:
@@ -212,6 +215,21 @@ class Reader:
         # To what does not answer nobody moves.
         held = self.state is State.CHANNEL and away is not None
         return not held and self._board.reads_stream(self.stream) is not (self.state is State.STREAMS)
+
+    def _overdue(self, now: float, merge: Merge) -> None:
+        """Tell what has waited long enough. A stream that is behind or dead holds nobody on the way to the channel."""
+        told = merge.overdue(now)
+        if told and self.state is State.TO_CHANNEL and merge.lead is Way.STREAM:
+            told += self._follow_channel(now, merge, "rollout")
+            self._ready_at = now + BEHIND_SECONDS
+        self._say(told)
+
+    def _follow_channel(self, now: float, merge: Merge, reason: str) -> list[bytes]:
+        """Let the channel lead, and say so before the first message of it. Answer what waited."""
+        merge.forgive(Way.CHANNEL, now - GRACE_SECONDS)  # twins of the very first were not heard
+        waited = merge.follow(Way.CHANNEL, now)
+        self._tell(reason)
+        return waited
 
     def _away_since(self, now: float) -> float | None:
         if not self._subscription.failing:
@@ -290,9 +308,7 @@ class Reader:
         self.state = State.AWAY
         self._ready_at = now + GRACE_SECONDS
         self._subscription.stays_open = True
-        self._tell("log_unavailable")
-        merge.forgive(Way.CHANNEL, now - GRACE_SECONDS)  # twins of the very first were not heard
-        self._say(merge.follow(Way.CHANNEL, now))
+        self._say(self._follow_channel(now, merge, "log_unavailable"))
         self._board.fell_back(self.stream)
 
     def _come_back(self, now: float, merge: Merge) -> None:
@@ -310,10 +326,13 @@ class Reader:
         if self.state is not State.TO_CHANNEL and not self._subscription.live:
             return  # what it has yet to read may have been told
         if self.state is State.TO_CHANNEL:
+            told = not self.resumable
             self._settle_on_channel()
-            self._tell("rollout")
+            if not told:
+                self._tell("rollout")
             return
         reason = "log_available" if self.state is State.BACK else "rollout"
+        self.link(up=True)  # whether the channel is heard does not matter any more
         self.state, self._merge = State.STREAMS, None
         self._subscription.stays_open = False
         self._board.leave(self)

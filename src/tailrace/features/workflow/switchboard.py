@@ -146,7 +146,7 @@ class Switchboard:
     def _link(self, up: bool) -> None:
         for readers in self._listening.values():
             for reader in readers:
-                reader.link(up)
+                reader.link(up=up)
 
 
 def _as_text(message: bytes) -> bytes:
