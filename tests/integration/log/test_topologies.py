@@ -6,13 +6,17 @@ import asyncio
 
 import pytest
 from tests.integration.log.conftest import MakeLog, stored
-from tests.support.redis_topologies import RedisCluster, RedisSentinel, TlsServer
+from tests.support.redis_servers import find_port
+from tests.support.redis_topologies import LOOPBACK, RedisCluster, RedisSentinel, TlsServer
 from tests.support.wait import eventually
 
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
 from tailrace.errors import LogUnavailable, OutcomeUnknown
+from tailrace.eventlog.redis.connection import ReplyError
 from tailrace.eventlog.redis.log import RedisLog
+from tailrace.eventlog.redis.routes import Routes
+from tailrace.eventlog.redis.topology import open_topology
 
 RUN = StreamName.parse("run:1")
 
@@ -61,6 +65,29 @@ async def test_streams_of_all_slots_are_appended_to_and_read(make_log: MakeLog, 
     assert len(await log.heads(streams)) == 50
     await log.close(streams[0])
     assert await log.delete(streams[0])
+
+
+async def test_a_server_that_left_the_cluster_is_not_tried_for_ever(
+    redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tailrace.eventlog.redis.routes.LEFT_SECONDS", 0.1)
+    routes = Routes(open_topology(redis_cluster.url), name="leaving")
+    end = asyncio.get_running_loop().time() + 90
+    here = await routes.locate(0)
+    await here.ready(end)
+
+    # So says a server that has not heard yet that another is gone, or has another address now.
+    gone = routes.redirected(ReplyError(f"MOVED 0 {LOOPBACK}:{find_port()}"), here)
+    assert gone is not None
+    gone.want()
+
+    def tries() -> bool:
+        return any(task.get_name() == "connect leaving" for task in asyncio.all_tasks())
+
+    assert tries()
+    await eventually(lambda: gone.down is not None and not tries(), 60)
+    assert await routes.locate(0) is here
+    await routes.aclose()
 
 
 async def test_appends_go_on_without_loss_while_a_slot_moves(

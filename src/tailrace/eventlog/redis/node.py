@@ -47,7 +47,9 @@ class Node:
         self.connection: Connection | None = None
         """To be used now; None while there is none or it is silent."""
         self.down: LogUnavailable | None = None
-        """Why callers fail at once, while the breaker is open."""
+        """Why callers fail at once, while the breaker is open …"""
+        self.down_since: float | None = None
+        """… and since when it is, on the loop's clock."""
         self.on_up: Callable[[Node], None] = lambda _: None
         self.on_down: Callable[[Node], None] = lambda _: None
         self._topology = topology
@@ -166,7 +168,7 @@ class Node:
             self._breaker_timer.cancel()
             self._breaker_timer = None
         if self.down is not None:
-            self.down = None
+            self.down = self.down_since = None
             log.info("the log answers again", extra={"connection": self._name})
         self._tell()
         self.on_up(self)
@@ -202,6 +204,7 @@ class Node:
             return
         if self.down is None:
             log.warning("the log does not answer", extra={"connection": self._name, "why": why})
+            self.down_since = self._loop.time()
         self.down = LogUnavailable(why)
         self._tell()
         self.on_down(self)

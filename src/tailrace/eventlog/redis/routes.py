@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from tailrace.errors import LogUnavailable
@@ -12,6 +13,9 @@ from tailrace.eventlog.redis.node import Node
 from tailrace.eventlog.redis.topology import Topology
 
 __all__ = ["Routes"]
+
+LEFT_SECONDS = 10.0
+"""A server of a Cluster that cannot be reached for so long, and that no other names, has left."""
 
 
 class Routes:
@@ -99,9 +103,27 @@ class Routes:
         if node is None:
 
             async def resolve() -> Endpoint:
-                return endpoint if endpoint is not None else await self._topology.endpoint_for(None)
+                if endpoint is None:
+                    return await self._topology.endpoint_for(None)
+                if await self._has_left(endpoint, made):
+                    self._forget(endpoint, made)
+                return endpoint
 
-            node = self._nodes[endpoint] = Node(self._topology, resolve, name=self._name)
+            node = made = self._nodes[endpoint] = Node(self._topology, resolve, name=self._name)
             node.on_up = lambda node: self.on_up(node)
             node.on_down = lambda node: self.on_down(node)
         return node
+
+    async def _has_left(self, endpoint: Endpoint, node: Node) -> bool:
+        since = node.down_since
+        if since is None or asyncio.get_running_loop().time() - since < LEFT_SECONDS:
+            return False
+        with contextlib.suppress(LogUnavailable):
+            return endpoint not in await self._topology.nodes()
+        return False
+
+    def _forget(self, endpoint: Endpoint, node: Node) -> None:
+        """Nobody tries to reach it for ever. A server that comes back under this address is a new one."""
+        del self._nodes[endpoint]
+        node.close()
+        self.on_down(node)
