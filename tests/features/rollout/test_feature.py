@@ -8,9 +8,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tailrace.app import create_gateway
+from tailrace.core.names import StreamName
+from tailrace.core.rollout import FULL, GuardLimits
 from tailrace.eventlog.redis.rollout import RedisRollout
 from tailrace.features.rollout.changing import set_percent
+from tailrace.features.rollout.feature import RolloutFeature
 from tests.e2e.harness import gateway
+from tests.support.gateway import settings_of
 from tests.support.redis_servers import StartRedis
 from tests.support.wait import eventually
 
@@ -43,12 +48,17 @@ async def test_a_gateway_shows_how_far_it_is_and_every_metric_of_the_alerts(
     assert re.search(r"tailrace_redis_memory_bytes [1-9]", text)
 
 
-def test_the_guards_limits_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tailrace.app import create_gateway
-    from tailrace.core.rollout import GuardLimits
-    from tailrace.features.rollout.feature import RolloutFeature
-    from tests.support.gateway import settings_of
+async def test_a_gateway_that_begins_to_serve_knows_where_streams_are(start_redis: StartRedis) -> None:
+    server = await start_redis()
+    settings = settings_of(redis_url=server.url)
+    feature = RolloutFeature(server.url)
+    await set_percent(feature.store, "workflow", FULL, by="ann", settle_seconds=0.0)
 
+    async with feature.running(create_gateway(settings)):
+        assert feature.view.reads_stream(StreamName.parse("workflow:w1"))
+
+
+def test_the_guards_limits_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     def limits() -> GuardLimits:
         gateway = create_gateway(settings_of(redis_url="redis://127.0.0.1:1/0"))
         [rollout] = [feature for feature in gateway.features if isinstance(feature, RolloutFeature)]
@@ -63,9 +73,6 @@ def test_the_guards_limits_are_settings(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_feature_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tailrace.app import create_gateway
-    from tests.support.gateway import settings_of
-
     on = create_gateway(settings_of(redis_url="redis://127.0.0.1:1/0"))
     off = create_gateway(settings_of(redis_url="redis://127.0.0.1:1/0", rollout_enabled=False))
 

@@ -178,6 +178,21 @@ async def test_guards_outlive_a_redis_that_is_killed_and_find_nothing_missing(ma
     assert made.view.rollout_of("workflow").percent == FULL
 
 
+async def test_a_gateway_that_sends_its_readers_away_ends_no_guard(made: Stage) -> None:
+    await made.turn_on()
+    [(before, _)] = made.guard._shadows.values()
+
+    await made.hub.drain(0.0)
+
+    def compares_again() -> bool:
+        return any(
+            each is not before and each.comparison.total.matched > 100 for each, _ in made.guard._shadows.values()
+        )
+
+    await eventually(compares_again, 60)
+    assert made.view.rollout_of("workflow").percent == FULL
+
+
 async def test_a_stream_that_ended_is_read_no_longer_than_it_is_compared(server: RedisServer) -> None:
     stream = StreamName.parse("user:1")
     async with stage(server, traffic=False) as made:

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace.core.names import StreamName
-from tailrace.core.rollout import Health, Mode, Readings, Rollout, moved
+from tailrace.core.rollout import FULL, Health, Mode, Readings, Rollout, moved
 from tailrace.errors import Conflict, LogUnavailable
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.rollout import RedisRollout
@@ -204,6 +204,25 @@ async def test_a_view_follows_and_settles_writers_before_readers(store: RedisRol
         await roll_back(store, "workflow", by="ann")
         await eventually(lambda: not view.reads_stream(STREAM))
         await eventually(lambda: view.mode_of(STREAM) is Mode.PUBSUB)
+
+
+async def test_what_is_gone_from_redis_is_left_by_readers_before_writers(redis70: RedisServer, key_prefix: str) -> None:
+    store = RedisRollout(redis70.url, prefix=key_prefix)
+    passed = 0.0
+    view = RolloutView(store, clock=lambda: passed)
+    await set_percent(store, "workflow", FULL, by="ann", settle_seconds=60.0)
+    await view.look()
+    passed += 200
+    assert view.reads_stream(STREAM)
+
+    await redis70.cli("DEL", f"{key_prefix}rollout:{{rollout}}:state")
+
+    for _ in range(2):
+        await view.look()
+        assert (view.reads_stream(STREAM), view.mode_of(STREAM)) == (False, Mode.DUAL)
+    passed += 200
+    assert view.mode_of(STREAM) is Mode.PUBSUB
+    await store.aclose()
 
 
 async def test_the_flag_wins_over_what_is_stored(store: RedisRollout) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from tailrace.core.rollout import GuardLimits
+from tailrace.errors import LogUnavailable
 from tailrace.eventlog.redis.rollout import RedisRollout
 from tailrace.features.rollout.guard import Guard
 from tailrace.features.rollout.meters import Meters
@@ -58,6 +59,9 @@ class RolloutFeature(Feature):
     async def _running(self, gateway: Gateway) -> AsyncIterator[None]:
         del gateway
         try:
+            # Who comes before anything is known would hear the old channel only, and never be given the history.
+            with suppress(LogUnavailable):
+                await self.view.look()
             yield
         finally:
             await self.store.aclose()

@@ -177,7 +177,7 @@ class Guard:
     def _keep_shadows(self, group: asyncio.TaskGroup) -> None:
         """Compare what moves, and nothing else."""
         wanted = {kind for kind in self._view.kinds if self.leads and _moves(self._view.rollout_of(kind))}
-        for kind in [kind for kind in self._shadows if kind not in wanted]:
+        for kind in [kind for kind, (_, task) in self._shadows.items() if kind not in wanted or task.done()]:
             self._shadows.pop(kind)[1].cancel()
             self._counted.pop(kind, None)
             self._meters.forget_guard(kind)

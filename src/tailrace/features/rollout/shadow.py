@@ -107,7 +107,7 @@ class Shadow:
         return list(self._streams)
 
     async def run(self) -> None:
-        """Compare until cancelled."""
+        """Compare until cancelled, or until the hub reads nothing more for us: it drains, or cannot read for good."""
         await self._hub.wait_running()
         self._subscription = await self._hub.open({}, self, stays_open=True)
         try:
@@ -118,6 +118,8 @@ class Shadow:
                 while True:
                     await asyncio.sleep(0.5)
                     self.comparison.expire(self._clock())
+        except* SinkClosed:
+            log.info("the comparison has ended", extra={"kind": self.kind})
         finally:
             self._subscription.close(CloseCode.GOING_AWAY)
             self._subscription.detach()
@@ -218,7 +220,7 @@ class Shadow:
 
     async def _read(self, subscription: Subscription) -> None:
         await subscription.run()
-        raise SinkClosed  # the hub goes, or reading failed for good: whoever leads begins again
+        raise SinkClosed  # what is heard from now on would be missing: whoever leads begins again
 
     def write(self, block: Block) -> bool:
         """See `Sink`."""

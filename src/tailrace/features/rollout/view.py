@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from tailrace.core.names import StreamName
-from tailrace.core.rollout import Mode, Rollout, of_kind, reading, writing
+from tailrace.core.rollout import Mode, Rollout, of_kind, reading, rolled_back, writing
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.redis.rollout import RedisRollout
 from tailrace.eventlog.rollout import Look, PublishReport
@@ -172,8 +172,9 @@ class RolloutView:
         look = await self.store.look()
         # Redis told its time before this: our idea of it is late rather than early, and no change settles too soon.
         self._ahead = look.now - self._clock()
-        changed = dict(look.rollouts) != self._rollouts
-        self.has_streams, self._rollouts, self.version = has_streams, dict(look.rollouts), look.version
+        rollouts = dict(look.rollouts) | self._gone(look)
+        changed = rollouts != self._rollouts
+        self.has_streams, self._rollouts, self.version = has_streams, rollouts, look.version
         self.up = True
         self._known.set()
         if self._rollouts:
@@ -184,3 +185,21 @@ class RolloutView:
             for listener in tuple(self._listeners):
                 listener()
         return look
+
+    def _gone(self, look: Look) -> dict[str, Rollout]:
+        """Kinds whose state is lost, with a Redis that lost its memory or by a roll-back of a full one.
+
+        For them it is a roll-back that was made now: writers must not leave the streams before readers have.
+        """
+        gone = {}
+        for kind, before in self._rollouts.items():
+            if look.rollouts.get(kind, _AT_REST) != _AT_REST:
+                continue
+            if before.percent:
+                gone[kind] = rolled_back(before, now=look.now, by="", reason="what was set is gone")
+            elif not before.is_settled(look.now):
+                gone[kind] = before
+        return gone
+
+
+_AT_REST = Rollout()
