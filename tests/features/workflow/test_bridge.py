@@ -165,6 +165,22 @@ async def test_more_than_one_call_may_hold_is_stored_all_the_same(
     assert (bridge.counts.skipped, bridge.waiting_bytes) == (0, 0)
 
 
+async def test_what_was_published_while_there_was_no_bridge_is_a_gap_in_what_goes_on(
+    make: MakePublisher, redis70: RedisServer, key_prefix: str
+) -> None:
+    old = make()
+    async with bridging(redis70, key_prefix):
+        await old.publish_to_channel("w1", {"n": 1})
+        await stored(old, 1)
+    await old.publish_to_channel("w1", {"n": 2})
+    async with bridging(redis70, key_prefix):
+        await old.publish_to_channel("w1", {"n": 3})
+
+        found = await stored(old, 3)
+
+    assert [(each.get("n"), each.get("reason")) for each in found] == [(1, None), (None, "link"), (3, None)]
+
+
 async def test_a_stream_has_a_life_when_its_workflow_has_ended(
     make: MakePublisher, redis70: RedisServer, key_prefix: str
 ) -> None:

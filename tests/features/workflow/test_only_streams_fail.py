@@ -203,3 +203,21 @@ async def test_a_redis_that_is_full_is_replaced_by_the_channel_until_it_takes_ev
     heard = [number for number in seen if number >= refused]
     assert heard == list(range(heard[0], sent))
     assert heard[0] < again - 9
+
+
+async def test_who_is_rolled_back_while_streams_are_refused_is_told_that_it_is_over(
+    serve: Serve, make: MakePublisher, start_redis: StartRedis
+) -> None:
+    server = await start_redis(limited=False)
+    moved = asyncio.Event()
+    moved.set()
+    given: dict[str, Any] = {"workflow_fallback_seconds": FALLBACK_SECONDS, "moved": moved}
+    async with serve(server, **given) as running, viewer(running) as front:
+        await server.cli("CONFIG", "SET", "maxmemory", "1")
+        assert (await front.told("mode"))["mode"] == "pubsub"
+
+        moved.clear()
+
+        assert (await front.told("degraded"))["active"] is False
+        await make(server.url).publish_to_channel("w1", note(1))
+        assert await front.numbers(1) == [1]

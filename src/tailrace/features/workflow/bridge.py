@@ -6,7 +6,8 @@ Rules of this file
 2. Every message that the leader heard is stored once, in the order of its channel: two equal ones are two.
 3. What may be missing is said in the stream, by `events.skipped`, before the first message that follows: after a
    take-over in the streams that were heard of meanwhile; after a lost link in those of the minute before and, since one
-   may have begun unheard, of the minute after; where a message did not fit. `count` is null where nobody can know.
+   may have begun unheard, of the minute after, as after a time without any bridge; where a message did not fit. `count`
+   is null where nobody can know.
 4. What waits for Redis is bounded in bytes; over it the newest are left out and counted.
 """
 
@@ -135,6 +136,8 @@ class Bridge:
         self._told_on = 0
         """The connection on which that was said."""
         self._deaf_until = float("-inf")
+        """Before this not everything was heard."""
+        self._hears_since: float | None = None
         self._dropped = False
         """Whether this bridge has led, and let go of what waited then."""
         self._group: asyncio.TaskGroup | None = None
@@ -205,6 +208,8 @@ class Bridge:
             log.info("this bridge leads", extra={"epoch": epoch})
             if silent or unknown:
                 # What the one before heard and did not store, and what was heard while nobody led.
+                if self._hears_since is not None and begun - self._hears_since < silent:
+                    self._deaf_until = begun  # for a time there was none that heard
                 seconds = silent + 2 * RENEW_SECONDS
                 if unknown or begun - self._deaf_until < seconds:
                     seconds += RECENT_SECONDS  # not everything was heard
@@ -289,6 +294,8 @@ class Bridge:
 
     def _link(self, up: bool) -> None:
         now = asyncio.get_running_loop().time()
+        if self._hears_since is None:
+            self._hears_since = now
         if not up:
             self._lost_at = now
         elif self._lost_at is not None:

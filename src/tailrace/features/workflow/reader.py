@@ -340,6 +340,9 @@ class Reader:
         self._subscription.wake()
 
     def _settle_on_channel(self) -> None:
+        if self._troubled and not self._unheard:
+            self._troubled = False  # how the log is does not matter any more
+            self._subscription.notice(Degraded(active=False))
         self.state, self._merge = State.CHANNEL, None
         self._subscription.stays_open = True
         self._subscription.remove(self.stream)
