@@ -193,7 +193,7 @@ async def test_a_stream_has_a_life_when_its_workflow_has_ended(
         await old.publish_to_channel("w1", {"type": "workflow_complete"})
 
         async def mortal() -> bool:
-            return 0 < await redis70.cli("TTL", old.stream_key("w1")) <= ENDED_SECONDS
+            return bool(0 < await redis70.cli("TTL", old.stream_key("w1")) <= ENDED_SECONDS)
 
         await eventually(mortal, WAIT)
 
