@@ -123,7 +123,7 @@ async def _import(
     from tailrace.sql.url import database_url
 
     found: list[RunReport] = []
-    opened = Database(database_url(database, Path()), timeout=60.0)
+    opened = Database(database_url(database, Path()), timeout=60.0, raw_json=True)
     try:
         async with find_target(url, token).client(timeout_seconds=60.0) as client:
             importer = Importer(opened, source, client, dry_run=options["dry_run"], close=options["close"])

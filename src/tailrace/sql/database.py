@@ -42,9 +42,11 @@ RECYCLE_SECONDS = 1_800
 class Database:
     """One database of one process. Nothing is connected before the first piece of work."""
 
-    def __init__(self, url: URL, *, timeout: float = 5.0) -> None:
-        """Args: the URL as `sql.url.database_url` makes it, and the deadline of one piece of work in seconds."""
+    def __init__(self, url: URL, *, timeout: float = 5.0, raw_json: bool = False) -> None:
+        """Args: the URL as `sql.url.database_url` makes it, the deadline of one piece of work in seconds, and whether
+        values of JSON columns are given as the text that the database has."""
         self.url = url
+        self._raw_json = raw_json
         self.timeout = timeout
         self._engine: AsyncEngine | None = None
         self._sessions: async_sessionmaker[AsyncSession] | None = None
@@ -101,7 +103,7 @@ class Database:
         async with self._opening:
             if self._sessions is None:
                 # In a thread: loading a driver and looking at folders would stop everybody's streams.
-                self._engine = await asyncio.to_thread(_engine, self.url, self.timeout)
+                self._engine = await asyncio.to_thread(_engine, self.url, self.timeout, self._raw_json)
                 self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
             return self._sessions
 
@@ -126,10 +128,10 @@ def _reason(exc: BaseException) -> str:
     return f"{type(inner).__name__}: {text[0][:200]}" if text else type(inner).__name__
 
 
-def _engine(url: URL, timeout: float) -> AsyncEngine:
+def _engine(url: URL, timeout: float, raw_json: bool) -> AsyncEngine:
     options: dict[str, Any] = {
         "json_serializer": lambda value: msgspec.json.encode(value).decode(),
-        "json_deserializer": msgspec.json.decode,
+        "json_deserializer": _as_it_is if raw_json else msgspec.json.decode,
         "pool_timeout": timeout,
         "pool_size": POOL_SIZE,
         "max_overflow": POOL_OVERFLOW,
@@ -150,6 +152,10 @@ def _engine(url: URL, timeout: float) -> AsyncEngine:
     if url.get_backend_name() == "mysql":
         options["isolation_level"] = "READ COMMITTED"
     return create_async_engine(url, **options)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _tune_sqlite(connection: Any, record: object) -> None:

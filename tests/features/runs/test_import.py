@@ -28,7 +28,7 @@ class Old:
     """An old table, a log, and a client that may break."""
 
     def __init__(self, url: URL) -> None:
-        self.database = Database(url, timeout=60)
+        self.database = Database(url, timeout=60, raw_json=True)
         self.log = MemoryLog()
         self.client = Tailrace.on(DirectLog.on(self.log))
 
@@ -40,15 +40,21 @@ class Old:
 
         await self.database.run(work)
 
-    async def create(self) -> None:
+    async def create(self, statement: str = CREATE) -> None:
         async def work(session: AsyncSession) -> None:
-            await session.execute(text(CREATE))
+            await session.execute(text(statement))
 
         await self.database.run(work)
 
-    async def run(self, *, dry_run: bool = False, close: bool = False, target: Any = None) -> list[RunReport]:
+    async def execute(self, statement: str) -> None:
+        async def work(session: AsyncSession) -> None:
+            await (await session.connection()).exec_driver_sql(statement)
+
+        await self.database.run(work)
+
+    async def run(self, *only: str, dry_run: bool = False, close: bool = False, target: Any = None) -> list[RunReport]:
         importer = Importer(self.database, SOURCE, target or self.client, dry_run=dry_run, close=close)
-        return [report async for report in importer.runs()]
+        return [report async for report in importer.runs(only=only)]
 
     async def events(self, stream: str) -> list[tuple[str, Any]]:
         found = await self.log.range(StreamName.parse(stream), limit=1_000)
@@ -148,4 +154,22 @@ async def test_a_stream_that_takes_no_rows_holds_up_no_other_run(sqlite: URL) ->
     assert done[f"run:{'x' * 201}"].refused is not None
     assert (done["run:y"].stored, done["run:y"].verified) == (1, True)
     assert await old.events("run:a") == [("e", 1)]
+    await old.aclose()
+
+
+async def test_numbers_name_runs_and_json_columns_keep_every_byte(any_database: URL) -> None:
+    old = Old(any_database)
+    await old.create("CREATE TABLE old_events (n INTEGER PRIMARY KEY, job INTEGER, what VARCHAR(50), body JSON)")
+    await old.execute("INSERT INTO old_events VALUES (1, 7, 'e', '{\"n\": 1.50, \"m\": 0.1234567890123456789}')")
+    await old.execute("INSERT INTO old_events VALUES (2, 7, 'e', '\"text\"'), (3, 7, 'e', '[1e400]'), (4, 8, 'e', '1')")
+
+    (done,) = await old.run("7", "9")
+
+    assert (done.stream, done.stored, done.verified) == ("run:7", 3, True)
+    found = await old.log.range(StreamName.parse("run:7"), limit=10)
+    assert [record.data for record in found.records] == [
+        b'{"n":1.50,"m":0.1234567890123456789}',
+        b'"text"',
+        b'"[1e400]"',
+    ]
     await old.aclose()

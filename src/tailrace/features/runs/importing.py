@@ -14,9 +14,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
-from sqlalchemy import ColumnClause, TableClause, column, func, select, table
+from sqlalchemy import ColumnClause, TableClause, bindparam, column, func, select, table
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.types import NullType
 
 from tailrace.core.codec import minify
 from tailrace.core.event import Event, Gap, Json, Record
@@ -86,7 +87,12 @@ class Importer:
     """Copies rows of one table to streams."""
 
     def __init__(self, database: Database, source: Source, target: Target, *, dry_run: bool, close: bool) -> None:
-        """Args: close: end each stream, which begins its life after the end."""
+        """Args:
+        database: that of the table, opened with `raw_json`: what is read is what was written.
+        source, target: from where to where.
+        dry_run: store nothing.
+        close: end each stream, which begins its life after the end.
+        """
         self._database = database
         self._source = source
         self._target = target
@@ -116,7 +122,9 @@ class Importer:
         if after is not None:
             statement = statement.where(self._run > after)
         if only:
-            statement = statement.where(self._run.in_(only))
+            # Without a type of its own a text is taken for what the column is: PostgreSQL compares nothing else.
+            names = bindparam("only", list(only), type_=NullType(), expanding=True)
+            statement = statement.where(self._run.in_(names))
 
         async def read(session: AsyncSession) -> list[tuple[Any, int]]:
             found = await session.execute(statement.where(self._run.is_not(None)).limit(RUNS))
