@@ -7,9 +7,7 @@ our own belongs to one installation and is brought up at the start.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -26,9 +24,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from tailrace.errors import ConfigError, DatabaseUnavailable
+from tailrace.sql.fresh import VERSION_TABLE, alone
 from tailrace.sql.models import Base
-from tailrace.sql.url import sqlite_file
-from tailrace.sql.version import VERSION_TABLE
 
 __all__ = ["current", "differences", "downgrade", "head", "is_behind", "upgrade"]
 
@@ -69,7 +66,7 @@ def upgrade(url: URL, revision: str = "head") -> None:
     Raises:
         DatabaseUnavailable: it does not answer. ConfigError: there is no such version.
     """
-    with _alone(url):
+    with alone(url):
         _alembic(url, lambda config: command.upgrade(config, revision))
 
 
@@ -79,7 +76,7 @@ def downgrade(url: URL, revision: str) -> None:
     Raises:
         DatabaseUnavailable: it does not answer. ConfigError: there is no such version.
     """
-    with _alone(url):
+    with alone(url):
         _alembic(url, lambda config: command.downgrade(config, revision))
 
 
@@ -161,16 +158,3 @@ def _blocking(url: URL) -> URL:
 
 def _arguments(url: URL) -> dict[str, Any]:
     return {"timeout" if url.get_backend_name() == "sqlite" else "connect_timeout": CONNECT_SECONDS}
-
-
-@contextlib.contextmanager
-def _alone(url: URL) -> Iterator[None]:
-    """One at a time for a file: SQLite would let two begin the same step."""
-    file = sqlite_file(url)
-    if file is None:
-        yield
-        return
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
