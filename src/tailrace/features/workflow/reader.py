@@ -61,6 +61,10 @@ class Board(Protocol):
 
     fallback_seconds: float
 
+    @property
+    def hears(self) -> bool:
+        """Whether messages of the channels come now."""
+
     def reads_stream(self, stream: StreamName) -> bool:
         """Whether this stream's viewers read the log now."""
 
@@ -340,10 +344,12 @@ class Reader:
         self._subscription.wake()
 
     def _settle_on_channel(self) -> None:
-        if self._troubled and not self._unheard:
-            self._troubled = False  # how the log is does not matter any more
-            self._subscription.notice(Degraded(active=False))
+        told, self._troubled = self._troubled or self._unheard, False
         self.state, self._merge = State.CHANNEL, None
+        self._subscription.notice(Degraded(active=False))  # not shown: what counts from now on is the channel's link
+        self._unheard = not self._board.hears
+        if self._unheard is not told:
+            self._put(frames.degraded_payload(Degraded(active=self._unheard)))
         self._subscription.stays_open = True
         self._subscription.remove(self.stream)
 
