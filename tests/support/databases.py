@@ -147,17 +147,19 @@ def _mariadb(folder: Path) -> DatabaseServer:
     install, server = need_mariadb()
     data = folder / "data"
     as_root = ["--user=root"] if os.geteuid() == 0 else []
+    # A server that starts removes every temporary table in its folder for those: another's, too.
+    temporary = f"--tmpdir={folder}"
     _prepare(
         [
             *(install, "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"),
-            *("--skip-test-db", *as_root),
+            *("--skip-test-db", temporary, *as_root),
         ],
         None,
     )
     socket = folder / "s"
     command = [
         *(server, "--no-defaults", f"--datadir={data}", f"--socket={socket}", "--skip-networking", *as_root),
-        *("--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", f"--pid-file={folder}/pid"),
+        *(temporary, "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", f"--pid-file={folder}/pid"),
     ]
     url = database_url(f"mysql://root@localhost/mysql?unix_socket={socket}", folder)
     return DatabaseServer(folder, command, url, None)
