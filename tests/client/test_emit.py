@@ -14,6 +14,7 @@ import pytest
 from tailrace.client.client import Tailrace
 from tailrace.client.direct import DirectLog
 from tailrace.client.emitting import Emitting
+from tailrace.client.spool import SpoolFile
 from tailrace.core.codec import encode
 from tailrace.core.event import Event, Record
 from tailrace.core.names import StreamName
@@ -268,7 +269,13 @@ async def test_what_a_closed_client_took_and_its_folder_has_no_room_for_is_told_
     proxy.refusing = False
 
     following = Emitting(client.backend, tmp_path, "here")
-    assert len(await following.wait_recovered()) == 1
+    recovered: list[SpoolFile] = []
+
+    async def then(file: SpoolFile) -> None:
+        recovered.append(file)
+
+    await following.wait_recovered(then)
+    assert len(recovered) == 1
     await following.aclose(0)
     await client.aclose()
 

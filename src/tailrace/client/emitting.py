@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -161,15 +161,19 @@ class Emitting:
                 self._notes[key] = text
             self._arrived.set()
 
-    async def wait_recovered(self) -> list[SpoolFile]:
-        """Wait until what others left in the folder is settled; answer the files that it was in.
+    async def wait_recovered(self, then: Callable[[SpoolFile], Awaitable[None]]) -> None:
+        """Wait until what others left in the folder is settled, and do something with each file that it was in.
 
-        Not all of it need be delivered: what never can be is dropped.
+        Not all of it need be delivered: what never can be is dropped. A file does not wait for others.
         """
         await self._until_ended(self._opened.wait())
-        for delivery in self._deliveries[1:]:
-            await self._until_ended(delivery.wait_empty())
-        return [] if self._task.done() else [each for each in self._spools[:-1] if isinstance(each, SpoolFile)]
+        left = zip(self._deliveries[1:], self._spools[:-1], strict=False)
+        await asyncio.gather(*[self._recover(delivery, spool, then) for delivery, spool in left])
+
+    async def _recover(self, delivery: Delivery, spool: Spool, then: Callable[[SpoolFile], Awaitable[None]]) -> None:
+        await self._until_ended(delivery.wait_empty())
+        if isinstance(spool, SpoolFile) and not self._task.done():
+            await then(spool)
 
     async def aclose(self, flush_seconds: float) -> None:
         """Deliver for a while, then stop; a file keeps the rest, and without one the loss is logged."""

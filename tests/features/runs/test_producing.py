@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tailrace.client.spool import SpoolFile, orphans
-from tailrace.core.event import StreamState
+from tailrace.client.spool import Entry, SpoolFile, orphans
+from tailrace.core.codec import encode
+from tailrace.core.event import Event, StreamState
 from tailrace.core.names import StreamName
 from tailrace.errors import Conflict, Fenced, LogUnavailable, RunEnded
+from tailrace.eventlog.base import Appended
 from tailrace.eventlog.memory import MemoryLog
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.features.runs.active import current_run, emit
@@ -404,9 +407,38 @@ async def test_an_end_that_comes_too_late_changes_nothing_and_is_logged_and_coun
     assert list(spool.iterdir()) == []
 
 
-def _leave(folder: Path, end: RunEnd) -> None:
+async def test_an_end_that_was_left_does_not_wait_for_events_of_others_that_nobody_takes(tmp_path: Path) -> None:
+    class Picky(MemoryLog):
+        async def append(self, stream: StreamName, events: Sequence[Event], **more: Any) -> list[Appended]:
+            if stream == "run:stuck":
+                raise LogUnavailable("not now")
+            return await super().append(stream, events, **more)
+
+    def leave() -> None:
+        stuck = Entry.of(StreamName.parse("run:stuck"), Event("note", encode(1, max_bytes=10), "u"))
+        _leave(tmp_path / "spool", RunEnd(run="stuck", epoch=1, status=RunStatus.COMPLETED), stuck)
+        _leave(tmp_path / "spool", RunEnd(run="1", epoch=1, status=RunStatus.COMPLETED))
+
+    log = Picky()
+    async with site(tmp_path, log) as there:
+        await there.service.create(run_id="1")
+        await there.service.begin("1", producer="dead")
+        await asyncio.to_thread(leave)
+
+        async def ended() -> bool:
+            return (await there.service.get("1")).sealed
+
+        runs = there.runs(spool=tmp_path / "spool")
+        await runs.recover()
+        await eventually(ended, 60)
+        await runs.aclose(flush_seconds=0)
+    await log.aclose()
+
+
+def _leave(folder: Path, end: RunEnd, *entries: Entry) -> None:
     """What a process leaves that could not tell how its run ended."""
     file = SpoolFile.create(folder, "emit", "here")
+    file.put(entries)
     file.note(end.key, end.note())
     file.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tailrace.cli.console import complain, say
-from tailrace.cli.run.registration import RunLabel, registration_at
+from tailrace.cli.run.registration import Registration, RunLabel, registration_at
 from tailrace.cli.run.session import Recorder, Session
 from tailrace.cli.target import Target
 from tailrace.client.client import open_backend
@@ -57,10 +57,11 @@ class Courier:
             until = asyncio.get_running_loop().time() + wait
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
-                    for delivery in deliveries:
-                        await _first_of(delivery.wait_empty(), tasks)
-                    if registration is not None:
-                        await registration.tell_left(others)
+                    left = [
+                        self._settle(each, tasks, registration)
+                        for each in zip(deliveries, (None, *others), strict=True)
+                    ]
+                    await asyncio.gather(*left)
             if registration is not None and end is None:
                 # The server came back meanwhile: then it is a run of ours after all, and would be lost.
                 end = registration.end(code, session.signal_name)
@@ -78,6 +79,18 @@ class Courier:
                 spool.close()
             self._report()
         return code
+
+    async def _settle(
+        self,
+        one: tuple[Delivery, SpoolFile | None],
+        tasks: Sequence[asyncio.Task[None]],
+        registration: Registration | None,
+    ) -> None:
+        """Wait until a file is delivered; another command's has that one's end, too."""
+        delivery, other = one
+        await _first_of(delivery.wait_empty(), tasks)
+        if other is not None and registration is not None:
+            await registration.tell_left([other])
 
     def _note(self, end: RunEnd, text: str | None) -> None:
         with contextlib.suppress(WouldBlock):  # a full disk: then the run is lost, if nobody can be told

@@ -26,6 +26,7 @@ from tailrace.client.client import target_of
 from tailrace.client.credentials import Token
 from tailrace.client.emitting import Emitting
 from tailrace.client.remote import RemoteLog
+from tailrace.client.spool import SpoolFile
 from tailrace.errors import AlreadyClosed, ConfigError, TailraceError
 from tailrace.features.runs.active import CURRENT, ActiveRun
 from tailrace.features.runs.backend import Claim, LeaseState, RunBackend
@@ -217,11 +218,11 @@ class Runs:
         if self._emitting is None:
             self._emitting = Emitting(self._log, self._spool, self._target, max_bytes=self._spool_bytes)
             if self._spool is not None:
-                self._own(self._recover(self._emitting))
+                self._own(self._emitting.wait_recovered(self._tell_left))
         return self._emitting
 
-    async def _recover(self, emitting: Emitting) -> None:
-        self._late += await tell_left(self.backend, await emitting.wait_recovered())
+    async def _tell_left(self, file: SpoolFile) -> None:
+        self._late += await tell_left(self.backend, [file])
 
     async def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
         """End a run: completed, or as the error says. Waits 2 s for its events and 3 s for the backend at the most;
