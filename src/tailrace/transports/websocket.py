@@ -105,12 +105,16 @@ class Socket:
         else:
             self._sink = SendWsSink(send, form, heartbeat, self._options.sink)
         self._subscription.sink = self._sink
-        if self._subscription.degraded:
+        if self._begins_degraded():
             self._sink.say(frames.degraded_payload(Degraded(active=True)))
 
     def _first(self) -> bytes:
         """The first message."""
         return frames.open_payload(self._subscription.cursors, self._subscription.heads)
+
+    def _begins_degraded(self) -> bool:
+        """Whether the second one says that the log does not answer."""
+        return self._subscription.degraded
 
     async def _live(self, receive: Receive, send: Send) -> CloseCode | None:
         """Feed the client until something ends, then close. Return the code; None: the client left."""

@@ -15,6 +15,7 @@ from tailrace.errors import LogRefused
 from tests.features.workflow.conftest import MakePublisher, Serve
 from tests.features.workflow.support import OldFrontEnd, note, viewer
 from tests.support.redis_servers import RedisServer, StartRedis
+from tests.support.wait import eventually
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -221,3 +222,17 @@ async def test_who_is_rolled_back_while_streams_are_refused_is_told_that_it_is_o
         assert (await front.told("degraded"))["active"] is False
         await make(server.url).publish_to_channel("w1", note(1))
         assert await front.numbers(1) == [1]
+
+
+async def test_who_begins_on_the_channel_is_told_nothing_of_a_log_that_it_does_not_read(
+    serve: Serve, make: MakePublisher, rights: Rights
+) -> None:
+    async with serve(rights.server, url=rights.url, workflow_mode="pubsub") as running:
+        await eventually(lambda: running.gateway.probe.healthy, 60)
+        await rights.take(*SCRIPTS)
+        await eventually(lambda: running.gateway.hub.degraded, 60)
+        async with viewer(running) as front:
+            await make(rights.server.url).publish_to_channel("w1", note(1))
+
+            assert await front.numbers(1) == [1]
+            assert outages(front) == []

@@ -11,7 +11,7 @@ from tailrace.core import frames
 from tailrace.core.cursor import Resume
 from tailrace.core.names import StreamName
 from tailrace.errors import LogError
-from tailrace.features.workflow.reader import Reader
+from tailrace.features.workflow.reader import Reader, State
 from tailrace.features.workflow.switchboard import Switchboard
 from tailrace.hub.hub import Hub
 from tailrace.transports.pulse import Pulse
@@ -78,3 +78,7 @@ class WorkflowSocket(StreamSocket):
             mode=self._reader.mode,
             resumable=self._reader.resumable,
         )
+
+    def _begins_degraded(self) -> bool:
+        # Who hears the channel is told how that is; of the log it would not be told the end of it.
+        return self._reader.state is not State.CHANNEL and super()._begins_degraded()
