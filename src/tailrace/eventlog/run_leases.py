@@ -3,7 +3,8 @@
 Rules of this file
 1. A lease that ran out stays known until somebody has dealt with it. A run without any lease is not lost: the store may
    have lost its memory, so `watch` gives it a whole lease first.
-2. The larger epoch owns a run; renewing with a smaller one is answered `FENCED`, and so is an ended run.
+2. The larger epoch owns a run; renewing with a smaller one is answered `FENCED`, and so is an ended run. What somebody
+   says of an epoch is no claim: only who asked SQL takes a lease with one that is news here (`renew`).
 3. Every key ends by itself a day after the last word about any run. SQL has the truth; here is only who lives.
 """
 
@@ -30,6 +31,8 @@ class Renewal(IntEnum):
     """Kept, and somebody wants the run to end."""
     FENCED = 2
     """Not kept: the run has another owner, or has ended."""
+    NEWS = 3
+    """Not kept: nobody took a lease with this epoch, or it was forgotten."""
 
 
 class RunLeases(Protocol):
@@ -37,6 +40,9 @@ class RunLeases(Protocol):
 
     async def renew(self, held: Sequence[Held], seconds: float) -> list[Renewal]:
         """Keep the leases, or take them with an epoch that is larger than before."""
+
+    async def keep(self, held: Sequence[Held], seconds: float) -> list[Renewal]:
+        """Keep the leases that were taken with these epochs; others are `NEWS`."""
 
     async def cancel(self, run_id: str) -> None:
         """Tell the run's producer at its next renewal."""
@@ -67,6 +73,15 @@ class MemoryRunLeases:
     async def renew(self, held: Sequence[Held], seconds: float) -> list[Renewal]:
         """See `RunLeases`."""
         return [self._renew(run_id, epoch, seconds) for run_id, epoch in held]
+
+    async def keep(self, held: Sequence[Held], seconds: float) -> list[Renewal]:
+        """See `RunLeases`."""
+        return [
+            Renewal.NEWS
+            if run_id not in self._ended and self._epochs.get(run_id, epoch - 1) < epoch
+            else self._renew(run_id, epoch, seconds)
+            for run_id, epoch in held
+        ]
 
     def _renew(self, run_id: str, epoch: int, seconds: float) -> Renewal:
         now = self._clock()

@@ -37,6 +37,23 @@ async def test_the_larger_epoch_owns_a_run_and_an_ended_one_is_nobodys(leases: R
     assert await leases.alive(["1"]) == [False]
 
 
+async def test_only_a_lease_that_was_taken_is_kept(leases: RunLeases) -> None:
+    await leases.renew([("1", 2), ("ended", 1)], 30)
+    await leases.end("ended")
+
+    held = [("1", 1), ("1", 2), ("1", 10), ("none", 1), ("ended", 1)]
+    assert await leases.keep(held, 30) == [
+        Renewal.FENCED,
+        Renewal.KEPT,
+        Renewal.NEWS,
+        Renewal.NEWS,
+        Renewal.FENCED,
+    ]
+
+    assert await leases.alive(["1", "none"]) == [True, False]
+    assert await leases.renew([("1", 2)], 30) == [Renewal.KEPT]
+
+
 async def test_a_lease_that_is_over_is_known_until_it_was_dealt_with(leases: RunLeases) -> None:
     await leases.renew([("short", 3), ("long", 1)], 0.05)
     await leases.renew([("long", 1)], 60)

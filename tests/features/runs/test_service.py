@@ -70,6 +70,18 @@ async def test_who_ends_a_run_in_the_same_way_does_not_cut_off_its_producers_las
         assert await runs.types("r1") == ["work", "run.completed"]
 
 
+async def test_a_lease_of_an_epoch_that_no_claim_has_is_not_kept_and_fences_nobody(sqlite: URL) -> None:
+    async with deadline(60), runs_on(sqlite) as runs:
+        epoch = await claimed(runs)
+        await runs.service.create(owner="ada", run_id="queued")
+
+        bad = await runs.service.renew([("r1", epoch + 1), ("queued", 0), ("queued", 1), ("none", 1)])
+
+        assert set(bad.values()) == {LeaseState(fenced=True)}
+        assert await runs.service.renew([("r1", epoch)]) == {"r1": LeaseState()}
+        assert await runs.service.leases.alive(["r1", "queued", "none"]) == [True, False, False]
+
+
 async def test_what_one_database_cannot_keep_or_find_is_the_same_on_all(tables: URL) -> None:
     async with deadline(60), runs_on(tables) as runs:
         epoch = await claimed(runs)

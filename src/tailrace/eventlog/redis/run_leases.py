@@ -33,9 +33,16 @@ class RedisRunLeases:
 
     async def renew(self, held: Sequence[Held], seconds: float) -> list[Renewal]:
         """See `RunLeases`."""
+        return await self._renew("renew", held, seconds)
+
+    async def keep(self, held: Sequence[Held], seconds: float) -> list[Renewal]:
+        """See `RunLeases`."""
+        return await self._renew("keep", held, seconds)
+
+    async def _renew(self, what: str, held: Sequence[Held], seconds: float) -> list[Renewal]:
         answers: list[Renewal] = []
         for words in _batches(held):
-            answers += [Renewal(each) for each in await self._script("renew", seconds, *words)]
+            answers += [Renewal(each) for each in await self._script(what, seconds, *words)]
         return answers
 
     async def cancel(self, run_id: str) -> None:

@@ -135,13 +135,11 @@ class RunService:
             return {}
         unknown: LogError | None = None
         states: dict[str, LeaseState] = {}
+        seconds = max(self.lease_seconds, min(hold_seconds, MAX_HOLD_SECONDS))
         try:
-            answers = await self.leases.renew(held, max(self.lease_seconds, min(hold_seconds, MAX_HOLD_SECONDS)))
+            states = await self._keep(held, seconds)
         except LogError as error:
             unknown = error
-        else:
-            for (run_id, _), answer in zip(held, answers, strict=True):
-                states[run_id] = LeaseState(cancel=answer is Renewal.CANCEL, fenced=answer is Renewal.FENCED)
         if unknown is not None or random.random() < TRUTH_SHARE:
             try:
                 states = await self._by_sql(held, states)
@@ -149,6 +147,24 @@ class RunService:
                 if unknown is not None:
                     raise unknown from None
         return states
+
+    async def _keep(self, held: Sequence[tuple[str, int]], seconds: float) -> dict[str, LeaseState]:
+        answers = dict(zip(held, await self.leases.keep(held, seconds), strict=True))
+        news = [each for each, answer in answers.items() if answer is Renewal.NEWS]
+        if news:
+            # Claimed while the store was away, or forgotten by it; else it is nobody's claim, and would fence one out.
+            try:
+                runs = await self.store.some([run_id for run_id, _ in news])
+            except DatabaseUnavailable:
+                pass  # without SQL nobody is lost either
+            else:
+                claims = [each for each in news if _is_claim(runs.get(each[0]), each[1])]
+                answers |= dict.fromkeys(news, Renewal.FENCED)
+                answers |= dict(zip(claims, await self.leases.renew(claims, seconds), strict=True))
+        return {
+            run_id: LeaseState(cancel=answer is Renewal.CANCEL, fenced=answer is Renewal.FENCED)
+            for (run_id, _), answer in answers.items()
+        }
 
     async def _by_sql(self, held: Sequence[tuple[str, int]], states: Mapping[str, LeaseState]) -> dict[str, LeaseState]:
         runs = await self.store.some([run_id for run_id, _ in held])
@@ -254,6 +270,10 @@ class RunService:
             await event_log.close(run.stream)
         except NotFound:
             raise LogUnavailable("the run's stream changes all the time") from None
+
+
+def _is_claim(run: Run | None, epoch: int) -> bool:
+    return run is not None and not run.sealed and run.status is not RunStatus.QUEUED and run.owner_epoch == epoch
 
 
 def _text(error: str | None) -> str | None:

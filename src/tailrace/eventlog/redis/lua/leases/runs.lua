@@ -3,8 +3,8 @@
 -- KEYS   1 zset: run → until when its producer lives, ms   2 hash: run → epoch of the claim
 --        3 zset: run → until when the wish to end it is remembered   4 zset: run → until when its end is remembered
 -- ARGV   1 what  2 ms: of the lease, or how long to remember  3 ms that every key stays after the last word
---        from 4: renew, watch: run, epoch, …   cancel, end: run   expired: most   alive: run, …
--- reply  renew { 0 kept | 1 kept, and wanted to end | 2 fenced, … }   expired { run, epoch, … }   alive { 0 | 1, … }
+--        from 4: renew, keep, watch: run, epoch, …   cancel, end: run   expired: most   alive: run, …
+-- reply  renew, keep { 0 kept | 1 kept, and wanted to end | 2 fenced | 3 keep only: an epoch that is news, … }   expired { run, epoch, … }   alive { 0 | 1, … }
 --
 -- ARGV are strings, and ids may look like numbers: they are never compared as such.
 
@@ -15,12 +15,14 @@ local until_text = string.format('%.0f', now + life)
 local now_text = string.format('%.0f', now)
 local answers = {}
 
-if what == 'renew' then
+if what == 'renew' or what == 'keep' then
   for i = 4, #ARGV, 2 do
     local run, epoch = ARGV[i], ARGV[i + 1]
     local held = redis.call('HGET', KEYS[2], run)
     if redis.call('ZSCORE', KEYS[4], run) or (held and tonumber(held) > tonumber(epoch)) then
       answers[#answers + 1] = 2
+    elseif what == 'keep' and (not held or tonumber(held) < tonumber(epoch)) then
+      answers[#answers + 1] = 3
     else
       redis.call('ZADD', KEYS[1], until_text, run)
       if held ~= epoch then
