@@ -166,6 +166,26 @@ async def test_a_cancelled_request_does_not_leave_its_answer_to_the_next() -> No
     assert body == b"ok"
 
 
+async def test_a_client_that_is_closed_while_it_connects_keeps_no_connection() -> None:
+    left = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            assert not await reader.read()
+        finally:
+            left.set()
+
+    async with served(handle) as client:
+        asking = asyncio.create_task(client.request("GET", "/", headers={}))
+        await asyncio.sleep(0)  # it connects now
+        await client.aclose()
+
+        with pytest.raises(HttpFailure):
+            await asking
+        async with deadline():
+            await left.wait()
+
+
 async def test_nothing_is_put_between_the_lines_of_a_request() -> None:
     async with served(answering(OK)) as client:
         for path, headers in (("/a\r\nx: y", {}), ("/", {"a": "b\nc"}), ("/", {"a": "€"})):

@@ -26,6 +26,7 @@ from celery import Celery
 
 from tailrace.features.runs.active import current_run, emit
 from tailrace.features.runs.producing_sync import RunsSync
+from tailrace.features.runs.steps import RunCancelled
 from tailrace.integrations.celery import instrument
 
 app = Celery("jobs", broker=os.environ["BROKER"])
@@ -52,7 +53,7 @@ def again(self):
     emit("note", "done")
 
 
-@app.task
+@app.task(autoretry_for=(Exception,), dont_autoretry_for=(RunCancelled,), retry_kwargs={"countdown": 0})
 def endless():
     emit("note", "begun")
     while True:
@@ -139,6 +140,7 @@ async def test_tasks_are_runs_that_end_as_they_do_and_a_cancel_reaches_them(
         await celery.run("t4", "cancelled")
         await celery.send("count", "t5", 1)
         after = await celery.run("t5", "completed", "failed", "cancelled")
+        again = await celery.there.ask("GET", "/runs/t4.1")
 
         notes = [data for type_, data in await celery.events("t1") if type_ == "note"]
         ending = (await celery.events("t4"))[-1][0]
@@ -149,6 +151,7 @@ async def test_tasks_are_runs_that_end_as_they_do_and_a_cancel_reaches_them(
     assert "not yet" in first["error"]
     assert second["status"] == "completed"
     assert ending == "run.cancelled"
+    assert again.status_code == 404
     assert after["status"] == "completed"
 
 

@@ -275,6 +275,7 @@ class HttpClient:
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
         self._slots = asyncio.Semaphore(max_connections)
+        self._closed = False
 
     async def request(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b""
@@ -312,7 +313,8 @@ class HttpClient:
                     raise
 
     async def aclose(self) -> None:
-        """Close all connections, also those in use."""
+        """Close all connections, also those in use; one that is being made is not used any more."""
+        self._closed = True
         for connection in list(self._open):
             connection.abort()
         await asyncio.sleep(0)
@@ -351,6 +353,9 @@ class HttpClient:
             raise HttpFailure(f"{self._authority} did not accept a connection in time", sent=False) from exc
         except OSError as exc:
             raise HttpFailure(f"{self._authority} cannot be reached: {exc.strerror or exc}", sent=False) from exc
+        if self._closed:
+            connection.abort()
+            raise HttpFailure("the client was closed", sent=False)
         self._open.add(connection)
         return connection
 

@@ -18,6 +18,7 @@ from typing import Any
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.redis.connection import Arg, CommandFailed, Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
+from tailrace.eventlog.redis.reply import server_word
 from tailrace.eventlog.redis.scripts import Script
 from tailrace.eventlog.redis.topology import Topology
 
@@ -92,11 +93,14 @@ class Calls:
             except ReplyError as exc:
                 if exc.code == "NOSCRIPT":
                     raise _NoScript from None
-                if exc.code not in _MOVING or endpoint is None:
-                    raise LogUnavailable(f"{self._what} refused: {exc.code}") from exc
+                word = server_word(exc.message)
+                if word not in _MOVING or endpoint is None:
+                    raise LogUnavailable(f"{self._what} refused: {word}") from exc
                 target = self._topology.redirected(exc, endpoint)
-                asked = target if exc.code == "ASK" else None
-                last: LogUnavailable = LogUnavailable(f"{self._what} is moving: {exc.code}")
+                asked = target if word == "ASK" else None
+                if word != exc.code:
+                    self._topology.lost(endpoint)  # a script's own words around it say it to us only
+                last: LogUnavailable = LogUnavailable(f"{self._what} is moving: {word}")
             except CommandFailed as exc:
                 if connection is not None:
                     connection.abort()  # silent or gone; the next call finds out on a new one

@@ -1,0 +1,24 @@
+"""Small scripts beside the log, on every server that we support."""
+
+from __future__ import annotations
+
+import pytest
+
+from tailrace.errors import LogUnavailable
+from tailrace.eventlog.redis.calls import Calls, load_script
+from tailrace.eventlog.redis.topology import open_topology
+from tests.support.redis_servers import StartRedis
+
+
+@pytest.mark.parametrize("version", ["5.0", "6.2", "7.0"])
+async def test_a_script_that_finds_a_replica_is_sent_until_its_time_is_over(
+    start_redis: StartRedis, version: str, key_prefix: str
+) -> None:
+    server = await start_redis(version=version)
+    await server.cli("REPLICAOF", "127.0.0.1", 1)
+    calls = Calls(open_topology(server.url), name="test", what="the store")
+
+    with pytest.raises(LogUnavailable, match="is moving: READONLY"):
+        await calls.script(load_script("leases", "hold"), [f"{key_prefix}token"], ["me", 1_000, "x"])
+
+    await calls.aclose()
