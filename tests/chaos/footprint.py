@@ -21,6 +21,7 @@ __all__ = ["expect_nothing_left", "footprint", "metric", "settled"]
 SLACK = {"task": 8, "desc": 8, "conn": 6, "tail": 0}
 """By how a part's name begins: connections to Redis are made when they are needed, and stay."""
 SETTLED_SECONDS = 3.0
+START_SECONDS = 120.0
 
 
 def metric(text: str, name: str) -> float:
@@ -54,7 +55,14 @@ async def _seats(arena: Arena) -> int:
 
 
 async def settled(arena: Arena) -> dict[str, int]:
-    """The same, once it has not grown for a while: features connect a moment after their gateway is ready."""
+    """The same, once every worker reads and it has not grown for a while: one of them makes a gateway ready, and
+    features connect a moment later."""
+
+    async def all_read() -> bool:
+        clients = str(await arena.redis.cli("CLIENT", "LIST"))
+        return clients.count(" name=tailrace-push ") >= sum(arena.load.workers)
+
+    await eventually(all_read, START_SECONDS, every=0.1)
     most, since = await footprint(arena), time.monotonic()
     while time.monotonic() - since < SETTLED_SECONDS:
         await asyncio.sleep(0.2)

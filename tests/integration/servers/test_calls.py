@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.redis_servers import StartRedis
 
 from tailrace.errors import LogUnavailable
 from tailrace.eventlog.redis.calls import Calls, load_script
 from tailrace.eventlog.redis.topology import open_topology
-from tests.support.redis_servers import StartRedis
+
+HOLD = load_script("leases", "hold")  # reads a file, once
 
 
 @pytest.mark.parametrize("version", ["5.0", "6.2", "7.0"])
@@ -19,6 +21,6 @@ async def test_a_script_that_finds_a_replica_is_sent_until_its_time_is_over(
     calls = Calls(open_topology(server.url), name="test", what="the store")
 
     with pytest.raises(LogUnavailable, match="is moving: READONLY"):
-        await calls.script(load_script("leases", "hold"), [f"{key_prefix}token"], ["me", 1_000, "x"])
+        await calls.script(HOLD, [f"{key_prefix}token"], ["me", 1_000, "x"])
 
     await calls.aclose()
