@@ -7,11 +7,14 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Run
 from tests.features.runs.api import ADMIN, site
 from tests.support.commands import clean_environment, on_terminal
 
 
+@pytest.mark.slow
 async def test_the_tables_go_up_and_down(run: Run, tmp_path: Path) -> None:
     database = f"sqlite:///{tmp_path}/x.db"
 
@@ -32,6 +35,7 @@ async def test_a_database_that_is_away_or_unknown_has_its_exit_code(run: Run, tm
     assert (away.code, unknown.code) == (69, 78)
 
 
+@pytest.mark.slow
 async def test_runs_are_listed_shown_cancelled_and_imported(run: Run, tmp_path: Path) -> None:
     old = tmp_path / "old.db"
     with closing(sqlite3.connect(old)) as connection, connection:

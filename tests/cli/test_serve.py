@@ -26,6 +26,7 @@ def environment(tmp_path: Path, redis70: RedisServer, key_prefix: str) -> dict[s
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_it_serves_and_ends_in_order(
     tmp_path: Path, environment: dict[str, str], free_port: int, workers: str

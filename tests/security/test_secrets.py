@@ -131,6 +131,7 @@ async def shake_hands(served: Serving, short: str) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_no_secret_is_anywhere_but_with_its_owner(
     start_redis: StartRedis, logged: io.StringIO, tmp_path: Path

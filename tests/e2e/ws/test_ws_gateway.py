@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tailrace.core.ids import EntryId
 from tailrace.core.names import StreamName
 from tailrace.eventlog.redis.log import RedisLog
@@ -30,6 +32,7 @@ def readers_of(served: Gateway) -> list[SocketReader | PollReader]:
     ]
 
 
+@pytest.mark.slow
 async def test_a_killed_and_a_drained_gateway_lose_nothing(
     redis70: RedisServer, key_prefix: str, tmp_path: Path
 ) -> None:

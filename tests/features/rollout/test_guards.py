@@ -36,6 +36,7 @@ async def made(server: RedisServer) -> AsyncIterator[Stage]:
         yield made
 
 
+@pytest.mark.slow
 async def test_one_per_cent_of_events_that_differ_rolls_back(made: Stage) -> None:
     await made.turn_on()
 
@@ -66,6 +67,7 @@ async def test_workflows_that_come_and_go_do_not_hide_what_differs(
         await eventually(lambda: made.metric("tailrace_rollout_mismatch_ratio", kind="workflow") == 0, 60)
 
 
+@pytest.mark.slow
 async def test_limits_that_are_set_wider_let_more_differ_and_lag_before_they_roll_back(server: RedisServer) -> None:
     async with stage(server, limits=GuardLimits(mismatch=0.4, lag_seconds=8.0)) as made:
         await made.turn_on()
@@ -96,6 +98,7 @@ async def test_a_lag_of_two_seconds_rolls_back(made: Stage) -> None:
     assert "s behind" in await made.wait_rolled_back()
 
 
+@pytest.mark.slow
 async def test_a_clean_run_with_twins_goes_through_all_steps_by_itself_and_is_recorded(made: Stage) -> None:
     await made.turn_on(10, hold_seconds=1)
 
@@ -122,6 +125,7 @@ async def test_a_clean_run_with_twins_goes_through_all_steps_by_itself_and_is_re
     await eventually(told, 30)
 
 
+@pytest.mark.slow
 async def test_a_step_back_to_fewer_streams_makes_no_event_differ(made: Stage) -> None:
     await made.turn_on(100)
 
