@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import ParamSpec
 
 from redis.asyncio import Redis
 
@@ -32,6 +33,7 @@ __all__ = ["BASE", "VARIANTS", "Variant", "add_arguments", "run"]
 STREAMS = [StreamName.parse(f"run:settings-{n}") for n in range(100)]
 LONG = StreamName.parse("run:long")
 RECORDS = 10_000
+P = ParamSpec("P")
 TRIES = 20
 BATCH = 1_000
 PAGES = 20
@@ -130,7 +132,7 @@ class Setup:
         log, delays = self._logs[0], Histogram()
         for n in range(self._options.awaited):
             began = time.perf_counter()
-            await _patient(lambda n=n: log.append(STREAMS[n % len(STREAMS)], [_event(n)]))  # type: ignore[misc]
+            await _patient(log.append, STREAMS[n % len(STREAMS)], [_event(n)])
             delays.add(time.perf_counter() - began)
         return {
             "p50_ms": delays.percentile(50),
@@ -167,21 +169,21 @@ class Setup:
         for _ in range(PAGES):
             after = random.choice(self._ids[:-BATCH])
             began = time.perf_counter()
-            await _patient(lambda after=after: self._logs[0].read(LONG, after, limit=BATCH))  # type: ignore[misc]
+            await _patient(self._logs[0].read, LONG, after, limit=BATCH)
             delays.add(time.perf_counter() - began)
         return delays.percentile(50)
 
 
-async def _patient(work: Callable[[], Awaitable[object]]) -> None:
+async def _patient(work: Callable[P, Awaitable[object]], *args: P.args, **kwargs: P.kwargs) -> None:
     """Wait out a Redis that gets no CPU for a moment: what that takes is part of what is measured."""
     for _ in range(TRIES):
         try:
-            await work()
+            await work(*args, **kwargs)
         except LogUnavailable as exc:
             await asyncio.sleep(exc.retry_after)
         else:
             return
-    await work()
+    await work(*args, **kwargs)
 
 
 def _event(n: int) -> Event:

@@ -30,7 +30,7 @@ async def deliver_leftovers(folder: Path, url: str, token: str) -> None:
                 try:
                     await _deliver(Delivery(backend, spool, threaded=True), spool)
                     if isinstance(backend, RemoteLog):
-                        await tell_left(HttpRuns("", None, remote=backend), [spool])
+                        await tell_left(HttpRuns("", None, remote=backend), spool)
                 finally:
                     await asyncio.shield(asyncio.to_thread(spool.close))
             await asyncio.sleep(EVERY_SECONDS)

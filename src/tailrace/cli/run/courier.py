@@ -90,7 +90,7 @@ class Courier:
         delivery, other = one
         await _first_of(delivery.wait_empty(), tasks)
         if other is not None and registration is not None:
-            await registration.tell_left([other])
+            await registration.tell_left(other)
 
     def _note(self, end: RunEnd, text: str | None) -> None:
         with contextlib.suppress(WouldBlock):  # a full disk: then the run is lost, if nobody can be told

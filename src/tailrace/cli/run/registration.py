@@ -16,7 +16,7 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -144,9 +144,9 @@ class Registration:
             async with asyncio.timeout(HOLD_CALL_SECONDS):
                 await self._backend.renew([(end.run, end.epoch)], hold_seconds=HOLD_SECONDS)
 
-    async def tell_left(self, files: Iterable[SpoolFile]) -> None:
-        """Tell how other commands ended, now that what they left on the disk is delivered."""
-        await tell_left(self._backend, files)
+    async def tell_left(self, file: SpoolFile) -> None:
+        """Tell how another command ended, now that what it left on the disk is delivered."""
+        await tell_left(self._backend, file)
 
     async def _claim(self) -> int | None:
         producer, attempt = secrets.token_hex(8), 0

@@ -222,7 +222,7 @@ class Runs:
         return self._emitting
 
     async def _tell_left(self, file: SpoolFile) -> None:
-        self._late += await tell_left(self.backend, [file])
+        self._late += await tell_left(self.backend, file)
 
     async def end(self, active: ActiveRun, error: BaseException | None = None) -> None:
         """End a run: completed, or as the error says. Waits 2 s for its events and 3 s for the backend at the most;

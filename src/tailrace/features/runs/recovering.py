@@ -10,7 +10,6 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 from tailrace.client.backend import pause_before
 from tailrace.client.spool import SpoolFile
@@ -25,10 +24,10 @@ HOLD_SECONDS = 3_600.0
 PAUSE_SECONDS = 5.0
 
 
-async def tell_left(backend: RunBackend, files: Iterable[SpoolFile]) -> int:
-    """Tell the ends that are noted in files all of whose events are settled. Answers how many came too late."""
-    ends = [(file, RunEnd.noted(key, text)) for file in files for key, text in file.notes.items()]
-    told = await asyncio.gather(*[_tell(backend, file, end) for file, end in ends if end is not None])
+async def tell_left(backend: RunBackend, file: SpoolFile) -> int:
+    """Tell the ends that are noted in a file all of whose events are settled. Answers how many came too late."""
+    ends = [RunEnd.noted(key, text) for key, text in file.notes.items()]
+    told = await asyncio.gather(*[_tell(backend, file, end) for end in ends if end is not None])
     return told.count(False)
 
 
