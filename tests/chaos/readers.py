@@ -338,7 +338,6 @@ class ClientReader(Reader):
         super().__init__(url, walk, token, ends=ends)
         self._key_prefix = key_prefix
         self._cursor: str | None = None
-        self._closing: set[asyncio.Task[None]] = set()
 
     async def visit(self) -> None:
         """See `Reader`."""
@@ -362,15 +361,4 @@ class ClientReader(Reader):
         finally:
             self._cursor = reading.cursor or self._cursor
             self.walk.placed(reading.cursors, "the subscription")
-            # Who is cut again while it closes would leave half of it: that goes on beside the next visit.
-            closing = asyncio.create_task(client.aclose())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
-
-    async def run(self) -> None:
-        """See `Reader`."""
-        try:
-            await super().run()
-        finally:
-            await asyncio.gather(*self._closing, return_exceptions=True)
+            await client.aclose()
