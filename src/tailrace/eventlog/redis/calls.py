@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from tailrace.errors import LogUnavailable
+from tailrace.errors import LogTimeout, LogUnavailable
 from tailrace.eventlog.redis.connection import Arg, CommandFailed, Connection, ReplyError
 from tailrace.eventlog.redis.endpoint import Endpoint
 from tailrace.eventlog.redis.reply import server_word
@@ -79,10 +79,12 @@ class Calls:
         """Send one idempotent command to the server that has the key, following it where it moves.
 
         Raises:
-            LogUnavailable: no answer in time, or the server refuses.
+            LogUnavailable: no answer in time, or the server refuses. When the time ends within an attempt, the
+                reason is what ended the one before.
         """
         deadline = asyncio.get_running_loop().time() + CALL_SECONDS
         asked: Endpoint | None = None
+        last: LogUnavailable | None = None
         while True:
             endpoint: Endpoint | None = None
             connection: Connection | None = None
@@ -100,15 +102,15 @@ class Calls:
                 asked = target if word == "ASK" else None
                 if word != exc.code:
                     self._topology.lost(endpoint)  # a script's own words around it say it to us only
-                last: LogUnavailable = LogUnavailable(f"{self._what} is moving: {word}")
+                last = LogUnavailable(f"{self._what} is moving: {word}")
             except CommandFailed as exc:
                 if connection is not None:
                     connection.abort()  # silent or gone; the next call finds out on a new one
-                last, asked = exc, None
+                last, asked = _reason(exc, last), None
             except LogUnavailable as exc:
                 if endpoint is not None:
                     self._topology.lost(endpoint)
-                last, asked = exc, None
+                last, asked = _reason(exc, last), None
             if asyncio.get_running_loop().time() + PAUSE_SECONDS >= deadline or self._closed:
                 raise last
             await asyncio.sleep(PAUSE_SECONDS)
@@ -137,6 +139,10 @@ class Calls:
                 connection = await Connection.open(endpoint, deadline=deadline, name=self._name)
                 self._connections[endpoint] = connection
             return connection
+
+
+def _reason(exc: LogUnavailable, before: LogUnavailable | None) -> LogUnavailable:
+    return before if before is not None and isinstance(exc, LogTimeout) else exc
 
 
 class _NoScript(Exception):
