@@ -102,14 +102,18 @@ class Cell:
         await self.replicated()
 
     async def replicated(self) -> None:
-        """Wait until the replica has everything. WAIT would not do: it asks for what its own connection wrote."""
+        """Wait until the replica has everything and its master counts on it.
+
+        WAIT would not do: it asks for what its own connection wrote.
+        """
         assert self.replica is not None
         replica = self.replica
         wanted = int((await self.server.info("replication"))["master_repl_offset"])
 
         async def has_all() -> bool:
-            info = await replica.info("replication")
-            return info.get("master_link_status") == "up" and int(info["slave_repl_offset"]) >= wanted
+            info, master = await replica.info("replication"), await self.server.info("replication")
+            there = info.get("master_link_status") == "up" and int(info["slave_repl_offset"]) >= wanted
+            return there and "state=online" in master.get("slave0", "")
 
         await eventually(has_all, PATIENCE)
 
