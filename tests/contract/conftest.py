@@ -20,6 +20,7 @@ KINDS = Kinds(
     [
         StreamKind(name="run", max_length=200),
         StreamKind(name="short", idle_ttl_seconds=0.2),
+        StreamKind(name="lasting", idle_ttl_seconds=1_000, closed_ttl_seconds=100),
         StreamKind(name="brief", closed_ttl_seconds=0.1),
         StreamKind(name="aged", max_age_seconds=0.05),
         StreamKind(name="small", max_event_bytes=100),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 
 import pytest
 
@@ -18,11 +18,38 @@ from tests.support.wait import eventually
 
 RUN = StreamName.parse("run:1")
 SHORT = StreamName.parse("short:1")
+LASTING = StreamName.parse("lasting:1")
 BRIEF = StreamName.parse("brief:1")
 
 
 async def head_of(log: Log, stream: StreamName) -> Head:
     return (await log.heads([stream]))[stream]
+
+
+async def eventually_expired(log: Log, stream: StreamName) -> None:
+    async def expired() -> bool:
+        return (await head_of(log, stream)).state is StreamState.EXPIRED
+
+    await eventually(expired)
+
+
+async def until_below(log: Log, stream: StreamName, seconds: float) -> None:
+    """Wait until a stream has less than this to live."""
+
+    async def below() -> bool:
+        left = (await log.info(stream)).ttl_seconds
+        return left is not None and left < seconds
+
+    await eventually(below)
+
+
+async def life_after(log: Log, stream: StreamName, *events: Event) -> float:
+    """Append, and return at least what life the stream had at that moment, seconds."""
+    begun = time.monotonic()
+    await log.append(stream, events)
+    left = (await log.info(stream)).ttl_seconds
+    assert left is not None
+    return left + time.monotonic() - begun + 0.01  # Redis counts milliseconds
 
 
 async def test_closing_twice_is_the_same_as_once(log: Log) -> None:
@@ -41,15 +68,22 @@ async def test_a_stream_that_never_was_cannot_be_closed(log: Log) -> None:
 
 
 async def test_a_closed_stream_stays_readable_for_the_time_its_kind_says(log: Log) -> None:
+    await log.append(LASTING, [Event("a")])
+    await log.close(LASTING)
+    with pytest.raises(StreamClosed):
+        await log.append(LASTING, [Event("b")])
+
+    info = await log.info(LASTING)
+    assert (info.state, info.length) == (StreamState.CLOSED, 1)
+    assert info.ttl_seconds is not None
+    assert 0 < info.ttl_seconds <= 100
+
+
+async def test_a_closed_stream_is_gone_after_the_time_its_kind_says(log: Log) -> None:
     await log.append(BRIEF, [Event("a")])
     await log.close(BRIEF)
-    with pytest.raises(StreamClosed):
-        await log.append(BRIEF, [Event("b")])
 
-    async def expired() -> bool:
-        return (await head_of(log, BRIEF)).state is StreamState.EXPIRED
-
-    await eventually(expired)
+    await eventually_expired(log, BRIEF)
     assert (await log.read(BRIEF, ZERO)).first is None
 
 
@@ -98,10 +132,7 @@ async def test_a_stream_expires_when_it_is_told_to(log: Log) -> None:
 
     assert await log.expire(RUN, 0.05)
 
-    async def expired() -> bool:
-        return (await head_of(log, RUN)).state is StreamState.EXPIRED
-
-    await eventually(expired)
+    await eventually_expired(log, RUN)
     (new,) = await log.append(RUN, [Event("b")])
     head = await head_of(log, RUN)
     assert (head.incarnation, head.base, head.base_reason, head.state) == (
@@ -132,16 +163,44 @@ async def test_what_is_not_there_cannot_expire(log: Log) -> None:
 
 
 async def test_a_stream_lives_as_long_as_it_is_written_to(log: Log) -> None:
-    for n in range(8):
-        await log.append(SHORT, [Event("a", n)])
-        await asyncio.sleep(0.05)  # longer than its idle life together, shorter each
+    await log.append(SHORT, [Event("a")])
+    await eventually_expired(log, SHORT)
 
-    assert (await log.info(SHORT)).length == 8
+    await log.append(LASTING, [Event("a")])
+    await log.expire(LASTING, 10)  # so old that most of its life is over
+    assert await life_after(log, LASTING, Event("b")) >= 1_000
 
-    async def expired() -> bool:
-        return (await head_of(log, SHORT)).state is StreamState.EXPIRED
 
-    await eventually(expired)
+async def test_a_sliding_life_begins_anew_with_each_append(log: Log) -> None:
+    await log.append(RUN, [Event("a")])
+    await log.expire(RUN, 10, sliding=True)
+
+    for n in range(3):
+        await until_below(log, RUN, 9.95)
+        assert await life_after(log, RUN, Event("b", n), Event("c", n)) >= 10
+
+
+@pytest.mark.parametrize("seconds", [50.0, None])
+async def test_a_life_that_is_said_again_slides_no_more(log: Log, seconds: float | None) -> None:
+    await log.append(RUN, [Event("a")])
+    await log.expire(RUN, 100, sliding=True)
+    await log.expire(RUN, seconds)
+
+    await log.append(RUN, [Event("b")])
+
+    life = (await log.info(RUN)).ttl_seconds
+    assert life is None if seconds is None else life is not None and life <= seconds
+
+
+async def test_what_is_written_after_a_sliding_life_has_none(log: Log) -> None:
+    await log.append(RUN, [Event("a")])
+    await log.expire(RUN, 0.05, sliding=True)
+    await eventually_expired(log, RUN)
+
+    await log.append(RUN, [Event("b")])
+    await log.append(RUN, [Event("c")])
+
+    assert (await log.info(RUN)).ttl_seconds is None
 
 
 async def test_info_describes_a_stream(log: Log) -> None:

@@ -45,7 +45,7 @@ STEP = st.one_of(
     st.tuples(st.just("finish"), st.booleans()),
     st.tuples(st.just("close")),
     st.tuples(st.just("delete")),
-    st.tuples(st.just("expire"), st.sampled_from([None, 0.0, 100.0])),
+    st.tuples(st.just("expire"), st.sampled_from([None, 0.0, 100.0]), st.booleans()),
     st.tuples(st.just("foreign")),
     st.tuples(st.just("leap")),
     st.tuples(st.just("retry"), st.sampled_from(["p", "q"]), st.booleans(), BATCH),
@@ -145,8 +145,8 @@ class Told:
                 return self.known((await log.close(stream)).id)
             case "delete", ():
                 return await log.delete(stream)
-            case "expire", (seconds,):
-                return await log.expire(stream, seconds)
+            case "expire", (seconds, sliding):
+                return await log.expire(stream, seconds, sliding=sliding)
             case "foreign", ():
                 # After a deletion the same id could come again within a millisecond, on one of the two.
                 await asyncio.sleep(0.0015)

@@ -114,8 +114,11 @@ class Log(Protocol):
     async def delete(self, stream: StreamName) -> bool:
         """Delete a stream's entries; a tombstone stays for 7 days, so that ids stay larger. False: it was not there."""
 
-    async def expire(self, stream: StreamName, seconds: float | None) -> bool:
-        """Let a stream expire in `seconds` (None: never). False: it was not there."""
+    async def expire(self, stream: StreamName, seconds: float | None, *, sliding: bool = False) -> bool:
+        """Let a stream expire in `seconds` (None: never), or `sliding`: that long after its last append.
+
+        False: it was not there.
+        """
 
     async def trim(self, stream: StreamName, *, max_length: int) -> int:
         """Keep the newest `max_length` records, and what the slowest durable group needs. Return how many were removed.

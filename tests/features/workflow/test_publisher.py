@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,6 +85,23 @@ async def test_the_end_of_a_workflow_gives_its_stream_a_life(dual: WorkflowPubli
         "workflow_id": "w1",
         "result": {"ok": True},
     }
+
+
+async def test_a_workflow_that_is_started_again_gives_its_stream_its_life_again(
+    dual: WorkflowPublisher, redis70: RedisServer
+) -> None:
+    await dual.publish_workflow_complete("w1")
+    key = dual.stream_key("w1")
+    ended = int(await redis70.cli("PTTL", key))
+    await eventually(partial(_below, redis70, key, ended))
+
+    await dual.publish_node_output("w1", "a")
+
+    assert await redis70.cli("PTTL", key) > ended
+
+
+async def _below(server: RedisServer, key: str, life: int) -> bool:
+    return int(await server.cli("PTTL", key)) < life
 
 
 @pytest.mark.parametrize("later", ["publish_to_stream", "retry"])

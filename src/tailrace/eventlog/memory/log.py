@@ -111,7 +111,7 @@ class MemoryLog:
         if close:
             state.state = StreamState.CLOSED
         if life is None:
-            life = kind.idle_ttl_seconds
+            life = kind.idle_ttl_seconds if state.idle_seconds is None else state.idle_seconds
         if life is not None:
             state.expires = state.dies_at = now + life
         entries = state.entries
@@ -194,12 +194,13 @@ class MemoryLog:
         self._tell(stream, [], changed=True)
         return True
 
-    async def expire(self, stream: StreamName, seconds: float | None) -> bool:
+    async def expire(self, stream: StreamName, seconds: float | None, *, sliding: bool = False) -> bool:
         """Let a stream expire."""
         state = self._find(stream)
         if state.entries is None:
             return False
         state.expires = state.dies_at = None if seconds is None else self._clock() + seconds
+        state.idle_seconds = seconds if sliding else None
         return True
 
     async def trim(self, stream: StreamName, *, max_length: int) -> int:

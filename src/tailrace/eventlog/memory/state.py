@@ -34,6 +34,8 @@ class StreamMemory:
         """When it was last to expire; stays when it did, to tell an expiry from a deletion by hand."""
         self.dies_at: float | None = None
         """When the entries go."""
+        self.idle_seconds: float | None = None
+        """The life that each append gives the stream, where that is not its kind's."""
         self.forget_at: float | None = None
         self.epoch: int | None = None
         self.uids: dict[str, tuple[bytes, EntryId]] = {}
@@ -69,6 +71,7 @@ class StreamMemory:
         self.last = ZERO
         self.state = StreamState.OPEN
         self.expires, self.forget_at = self.dies_at, None
+        self.idle_seconds = None
         self.uids.clear()
 
     def drop_entries(self) -> None:

@@ -260,10 +260,10 @@ class RedisLog:
         """Delete a stream."""
         return bool(await self._manage("delete", stream, TOMBSTONE_MS))
 
-    async def expire(self, stream: StreamName, seconds: float | None) -> bool:
+    async def expire(self, stream: StreamName, seconds: float | None, *, sliding: bool = False) -> bool:
         """Let a stream expire."""
         life = "" if seconds is None else round(seconds * 1000)
-        return bool(await self._manage("expire", stream, life, TOMBSTONE_MS))
+        return bool(await self._manage("expire", stream, life, TOMBSTONE_MS, int(sliding)))
 
     async def trim(self, stream: StreamName, *, max_length: int) -> int:
         """Keep the newest records."""

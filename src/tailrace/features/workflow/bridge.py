@@ -354,7 +354,7 @@ class Bridge:
 
     async def _let_expire(self, stream: StreamName) -> None:
         try:
-            await self._log.expire(stream, ENDED_SECONDS)
+            await self._log.expire(stream, ENDED_SECONDS, sliding=True)
         except LogError as exc:
             log.warning("the stream's life was not set", extra={"stream": stream, "error": str(exc)})
 

@@ -202,16 +202,17 @@ class WorkflowPublisher:
         return await self.publish(workflow_id, messages.node_output(workflow_id, node_id, output, fields))
 
     async def publish_workflow_complete(self, workflow_id: str | int, result: Any = None, **fields: Any) -> Published:
-        """Publish that the workflow is done, and let its stream expire in `ENDED_SECONDS`.
+        """Publish that the workflow is done, and let its stream expire `ENDED_SECONDS` after its last message.
 
-        The stream stays open: a workflow that is started once more goes on in it.
+        The stream stays open: a workflow that is started once more goes on in it, and each message gives it that life
+        again.
 
         Raises: as `publish`.
         """
         return await self.publish(workflow_id, messages.complete(workflow_id, result, fields))
 
     async def publish_workflow_error(self, workflow_id: str | int, error: object, **fields: Any) -> Published:
-        """Publish that the workflow failed, and let its stream expire in `ENDED_SECONDS`.
+        """Publish that the workflow failed, and let its stream expire `ENDED_SECONDS` after its last message.
 
         Raises: as `publish`.
         """
@@ -277,7 +278,9 @@ class WorkflowPublisher:
     async def trim_stream(
         self, workflow_id: str | int, *, max_length: int = MAX_LENGTH, expire_seconds: float | None = ENDED_SECONDS
     ) -> int:
-        """Keep the newest `max_length` messages, and let the stream expire in `expire_seconds` (None: never).
+        """Keep the newest `max_length` messages, and let the stream expire `expire_seconds` after its last message.
+
+        None: never.
 
         Returns how many were removed. Readers that still needed them are told a gap.
 
@@ -286,7 +289,7 @@ class WorkflowPublisher:
         """
         stream = stream_of(workflow_id)
         removed = await self._log.trim(stream, max_length=max_length)
-        await self._log.expire(stream, expire_seconds)
+        await self._log.expire(stream, expire_seconds, sliding=True)
         return removed
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -384,7 +387,7 @@ class WorkflowPublisher:
 
     async def _let_expire(self, stream: StreamName) -> None:
         try:
-            await self._log.expire(stream, ENDED_SECONDS)
+            await self._log.expire(stream, ENDED_SECONDS, sliding=True)
         except LogError as exc:
             # It is published; only its end of life is as it was before.
             log.warning("the stream's life was not set", extra={"error": str(exc)})
