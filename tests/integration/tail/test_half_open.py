@@ -103,14 +103,14 @@ async def test_a_push_connection_that_went_silent_is_found_by_its_probe(
             assert proxy.mute() == 1
             since = time.monotonic()
             lost = (await append(log, STREAM, 1))[0]
-            await eventually(lambda: heard.told(STREAM, lost, since), 1.5)
+            await eventually(lambda: heard.told(STREAM, lost, since))
 
             async def pushed() -> bool:
                 later = (await append(log, STREAM, 2))[0]
-                await eventually(lambda: heard.told(STREAM, later, since), 1.5)
+                await eventually(lambda: heard.told(STREAM, later, since))
                 return later in heard.ids(STREAM)
 
-            await eventually(pushed, 2)
+            await eventually(pushed)
         await log.aclose()
 
     assert heard.degraded == [], "the log itself answered all the time"
@@ -124,15 +124,15 @@ async def test_a_black_hole_is_called_degraded_and_survived(proxied: tuple[Redis
         await tail.watch(STREAM)
         proxy.black_hole = True
         began = time.monotonic()
-        await eventually(lambda: heard.degraded, 2)
+        await eventually(lambda: heard.degraded)
         await asyncio.sleep(3 - (time.monotonic() - began))
         proxy.restore()
         ended = time.monotonic()
-        await eventually(lambda: heard.degraded[-1][1] is False, 3)
+        await eventually(lambda: heard.degraded[-1][1] is False)
         entry = (await append(log, STREAM, 1))[0]
-        await eventually(lambda: heard.told(STREAM, entry, began), 3)
+        await eventually(lambda: heard.told(STREAM, entry, began))
         later = (await append(log, STREAM, 2))[0]
-        await eventually(lambda: later in heard.ids(STREAM), 3)
+        await eventually(lambda: later in heard.ids(STREAM))
 
     assert heard.degraded[0][0] - began < 1.5
     assert heard.degraded[-1][0] - ended < 1.5
@@ -167,4 +167,4 @@ async def test_cut_connections_are_made_again_and_nothing_is_lost(
             proxy.reset_all()
             since = time.monotonic()
             entry = (await append(log, STREAM, number))[0]
-            await eventually(lambda: heard.told(STREAM, entry, since), 2)  # noqa: B023
+            await eventually(lambda: heard.told(STREAM, entry, since))  # noqa: B023

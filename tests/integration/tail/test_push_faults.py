@@ -57,7 +57,7 @@ async def test_a_lost_last_message_is_noticed_within_a_second(
         await append(log, STREAM, 1)
         await tail.watch(STREAM)
         lost = await store_silently(server, log.keys, STREAM)
-        await eventually(lambda: heard.heads[STREAM], NOTICED_SECONDS)
+        await eventually(lambda: heard.heads[STREAM])
 
     assert [head.id for _, head in heard.heads[STREAM]] == [lost], "told once"
     assert heard.degraded == []
@@ -82,7 +82,7 @@ async def test_a_lost_message_does_not_hide_behind_the_streams_that_are_well(
             group.create_task(write())
             await eventually(lambda: len(heard.ids(busy[0])) > 3)
             lost = await store_silently(server, log.keys, STREAM)
-            await eventually(lambda: heard.heads[STREAM], NOTICED_SECONDS)
+            await eventually(lambda: heard.heads[STREAM])
             stop.set()
 
     assert [head.id for _, head in heard.heads[STREAM]] == [lost]
@@ -120,10 +120,10 @@ async def test_an_overflow_of_the_push_buffer_is_survived(log: RedisLog, server:
         since = time.monotonic()
         # One message of a thousand events is more than the server may buffer, whatever the socket takes.
         ids = await append(log, STREAM, *range(1_000))
-        await eventually(lambda: heard.told(STREAM, ids[-1], since), NOTICED_SECONDS)
+        await eventually(lambda: heard.told(STREAM, ids[-1], since))
         await server.cli("CONFIG", "SET", "client-output-buffer-limit", "pubsub 32mb 8mb 60")
         later = await append(log, STREAM, 1)
-        await eventually(lambda: heard.told(STREAM, later[0], since), NOTICED_SECONDS)
+        await eventually(lambda: heard.told(STREAM, later[0], since))
         after = await client_ids(server, "tailrace-push")
 
     assert before
@@ -172,10 +172,10 @@ async def test_a_server_killed_and_started_again_is_followed(
         await asyncio.gather(*map(tail.watch, streams))
         await server.kill()
         down = time.monotonic()
-        await eventually(lambda: heard.degraded, 2)
+        await eventually(lambda: heard.degraded)
         await server.start()
         up = time.monotonic()
-        await eventually(lambda: heard.degraded[-1][1] is False, 2)
+        await eventually(lambda: heard.degraded[-1][1] is False)
         ids = [(await append(log, stream, 1))[0] for stream in streams]
         await eventually(
             lambda: all(heard.told(stream, entry, up) for stream, entry in zip(streams, ids, strict=True)), 3
@@ -192,9 +192,9 @@ async def test_a_server_that_lost_its_data_is_told(log: RedisLog, server: RedisS
         await tail.watch(STREAM)
         since = time.monotonic()
         await server.cli("FLUSHALL")
-        await eventually(lambda: heard.heads[STREAM] or heard.doubts[STREAM], NOTICED_SECONDS)
+        await eventually(lambda: heard.heads[STREAM] or heard.doubts[STREAM])
         entry = (await append(log, STREAM, 1))[0]
-        await eventually(lambda: heard.told(STREAM, entry, since), NOTICED_SECONDS)
+        await eventually(lambda: heard.told(STREAM, entry, since))
 
     assert entry.seq == 1
 
@@ -207,13 +207,13 @@ async def test_a_frozen_server_is_called_degraded_and_nothing_is_lost(
         await tail.watch(STREAM)
         frozen = time.monotonic()
         server.pause()
-        await eventually(lambda: heard.degraded, 2)
+        await eventually(lambda: heard.degraded)
         await asyncio.sleep(2.5 - (time.monotonic() - frozen))
         server.resume()
         thawed = time.monotonic()
-        await eventually(lambda: heard.degraded[-1][1] is False, 2)
+        await eventually(lambda: heard.degraded[-1][1] is False)
         entry = (await append(log, STREAM, 1))[0]
-        await eventually(lambda: heard.told(STREAM, entry, frozen), NOTICED_SECONDS)
+        await eventually(lambda: heard.told(STREAM, entry, frozen))
 
     assert [degraded for _, degraded in heard.degraded] == [True, False]
     assert heard.degraded[0][0] - frozen < NOTICED_SECONDS
@@ -249,7 +249,7 @@ async def test_records_stored_during_a_storm_of_kills_are_all_told(
                 or any(head.id >= stored[-1] for _, head in heard.heads[STREAM])
                 or any(at >= ended for at in heard.doubts[STREAM])
             ),
-            3,
+            NOTICED_SECONDS,
         )
         assert all(heard.told(STREAM, entry, since) for entry in stored)
 
@@ -261,7 +261,7 @@ async def test_a_tail_started_while_the_server_is_down_begins_when_it_comes(
 
     async with running(log.open_tail(heard)) as tail:
         watching = asyncio.create_task(tail.watch(STREAM))
-        await eventually(lambda: heard.degraded, 2)
+        await eventually(lambda: heard.degraded)
         await server.start()
         try:
             await watching
@@ -297,7 +297,7 @@ async def test_an_unwatched_stream_is_unsubscribed_after_a_grace(
         async def channels() -> bool:
             return str(log.keys.of(STREAM).push, "ascii") not in await server.cli("PUBSUB", "CHANNELS")
 
-        await eventually(channels, 3)
+        await eventually(channels)
         await tail.watch(STREAM)
         entry = (await append(log, STREAM, 1))[0]
         await eventually(lambda: entry in heard.ids(STREAM))
