@@ -17,7 +17,9 @@ from tailrace.app import create_app
 from tailrace.codes import CloseCode
 from tailrace.eventlog.leases import MemoryLeases
 from tailrace.eventlog.memory import MemoryLog
+from tailrace.web.auth import Revocations
 from tailrace.web.gateway import Gateway
+from tailrace.web.principal import Principal
 from tests.support.gateway import api, settings_of
 from tests.support.serving import Serving, serving
 from tests.support.tokens import token
@@ -158,3 +160,23 @@ async def test_open_connection_ends_when_the_clock_says_that_its_token_is_over(j
         await reader.until(b"event: stream.closed\ndata: ", 60)
         closed = json.loads((await reader.until(b"\n\n", 60)).strip())
         assert closed["code"] == CloseCode.TOKEN_EXPIRED
+
+
+@pytest.mark.parametrize("jump", [*JUMPS, -20])
+async def test_revocation_is_known_everywhere_though_the_stores_clock_jumps(jump: int) -> None:
+    """As after a fail-over to a server whose clock is another."""
+    clock = Clock()
+    store = MemoryLeases(wall=clock)
+    revocations = Revocations(store)
+    await revocations.revoke(sub="bob")
+
+    clock.ahead = jump
+    await store.revoke("sub:alice")  # by another gateway
+    await revocations.refresh()
+    await store.revoke("jti:7")
+    await revocations.refresh()
+
+    assert revocations.covers(Principal(sub="alice"))
+    assert revocations.covers(Principal(sub="bob"))
+    assert revocations.covers(Principal(sub="carol", token_id="7"))
+    assert not revocations.covers(Principal(sub="dave"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -142,11 +143,24 @@ async def test_revocations_are_told_with_their_time(store: LeaseStore) -> None:
     await store.revoke("sub:alice")
     await store.revoke("jti:7")
 
-    (first, first_at), (second, second_at) = await store.revocations(0)
+    found = await store.revocations(0)
+    (first, first_at), (second, second_at) = found.names
 
     assert (first, second) == ("sub:alice", "jti:7")
-    assert first_at <= second_at
-    assert await store.revocations(second_at + 1) == []
+    assert first_at <= second_at <= found.now
+    assert (await store.revocations(second_at + 1)).names == []
+
+
+async def test_revocation_is_not_made_older_by_a_clock_that_went_back(redis70: RedisServer, key_prefix: str) -> None:
+    later = time.time() + 3_600
+    leases = RedisLeases(redis70.url, prefix=key_prefix)
+    await redis70.cli("ZADD", f"{key_prefix}revoked", str(later), "sub:alice")
+
+    await leases.revoke("sub:alice")
+
+    [(_, at)] = (await leases.revocations(0)).names
+    await leases.aclose()
+    assert at == pytest.approx(later, abs=1e-5)
 
 
 async def test_nothing_is_left_on_the_server_when_the_time_is_over(redis70: RedisServer, key_prefix: str) -> None:

@@ -9,7 +9,7 @@ Rules of this file
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import msgspec
 
 from tailrace.eventlog.run_leases import MemoryRunLeases, RunLeases
 
-__all__ = ["Admission", "LeaseStore", "MemoryLeases", "Seat", "TokenClaim", "TokenHold", "Verdict"]
+__all__ = ["Admission", "LeaseStore", "MemoryLeases", "Revoked", "Seat", "TokenClaim", "TokenHold", "Verdict"]
 
 SEAT_SECONDS = 30.0
 """A connection that was not refreshed for this long is counted no more."""
@@ -53,6 +53,15 @@ class Admission(msgspec.Struct, frozen=True):
     verdict: Verdict
     evicted: tuple[str, ...] = ()
     """Nonces of the connections that lost their seats for it."""
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """What was revoked."""
+
+    names: list[tuple[str, float]]
+    """Each name and when, Unix seconds, oldest first."""
+    now: float
+    """The store's clock. It may go back: after a fail-over another server's counts."""
 
 
 class TokenHold(msgspec.Struct, frozen=True):
@@ -103,8 +112,8 @@ class LeaseStore(Protocol):
     async def revoke(self, name: str) -> None:
         """Tell all gateways that what was issued to `name` until now is worth nothing."""
 
-    async def revocations(self, since: float) -> list[tuple[str, float]]:
-        """Names that were revoked at or after `since` (Unix seconds), and when, oldest first."""
+    async def revocations(self, since: float) -> Revoked:
+        """What was revoked at or after `since` (Unix seconds)."""
 
     async def aclose(self) -> None:
         """Give the connections back."""
@@ -244,18 +253,15 @@ class MemoryLeases:
         """See `LeaseStore`."""
         now = self._wall()
         self._revoked = {each: at for each, at in self._revoked.items() if at > now - REVOCATION_SECONDS}
-        self._revoked[name] = now
+        self._revoked[name] = max(now, self._revoked.get(name, 0.0))
 
-    async def revocations(self, since: float) -> list[tuple[str, float]]:
+    async def revocations(self, since: float) -> Revoked:
         """See `LeaseStore`."""
-        return sorted(_since(self._revoked.items(), since), key=lambda each: each[1])
+        found = [(name, at) for name, at in self._revoked.items() if at >= since]
+        return Revoked(sorted(found, key=lambda each: each[1]), self._wall())
 
     async def aclose(self) -> None:
         """See `LeaseStore`."""
-
-
-def _since(entries: Iterable[tuple[str, float]], since: float) -> list[tuple[str, float]]:
-    return [(name, at) for name, at in entries if at >= since]
 
 
 def _forget(entries: dict[str, float] | dict[tuple[str, str], float], now: float) -> None:

@@ -59,20 +59,30 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Revocations:
-    """What this process knows of revoked subjects and tokens; `refresh` keeps it up to date."""
+    """What this process knows of revoked subjects and tokens; `refresh` keeps it up to date.
+
+    It asks for what is newer than its last question, by the store's clock. Where that went back, as after a fail-over
+    to a server whose clock is behind, it asks for everything.
+    """
 
     OVERLAP_SECONDS = 10.0
 
     def __init__(self, store: LeaseStore) -> None:
         self._store = store
         self._revoked: dict[str, float] = {}
-        self._seen = 0.0
+        self._since = 0.0
+        self._ahead: float | None = None
+        """How far the store's clock is ahead of ours, which never steps."""
 
     async def refresh(self) -> None:
         """Learn what is new. Raises: LogUnavailable."""
-        for name, at in await self._store.revocations(self._seen):
-            self._revoked[name] = at
-            self._seen = max(self._seen, at - self.OVERLAP_SECONDS)
+        asked = time.monotonic()
+        found = await self._store.revocations(self._since)
+        if self._ahead is not None and found.now - asked < self._ahead - self.OVERLAP_SECONDS / 2:
+            found = await self._store.revocations(0.0)
+        for name, at in found.names:
+            self._revoked[name] = max(at, self._revoked.get(name, 0.0))
+        self._since, self._ahead = found.now - self.OVERLAP_SECONDS, found.now - asked
 
     async def revoke(self, *, sub: str | None = None, token_id: str | None = None) -> None:
         """Make worthless what was issued to `sub` until now, or the token named `token_id`. Raises: LogUnavailable."""

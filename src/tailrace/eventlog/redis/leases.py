@@ -20,6 +20,7 @@ from tailrace.eventlog.leases import (
     REVOCATION_SECONDS,
     SEAT_SECONDS,
     Admission,
+    Revoked,
     Seat,
     TokenClaim,
     TokenHold,
@@ -32,7 +33,7 @@ from tailrace.eventlog.run_leases import RunLeases
 
 __all__ = ["RedisLeases"]
 
-for _name in ("admit", "claim", "hold", "refresh", "release", "revoke"):
+for _name in ("admit", "claim", "hold", "refresh", "release", "revocations", "revoke"):
     load_script("leases", _name)  # at import, not in the event loop
 
 
@@ -104,12 +105,12 @@ class RedisLeases:
         """See `LeaseStore`."""
         await self._script("revoke", (self._revoked_key,), (name, int(REVOCATION_SECONDS)))
 
-    async def revocations(self, since: float) -> list[tuple[str, float]]:
+    async def revocations(self, since: float) -> Revoked:
         """See `LeaseStore`."""
-        reply = await self._calls.call(
-            self._revoked_key, "ZRANGEBYSCORE", self._revoked_key, f"{since:.6f}", "+inf", "WITHSCORES"
+        now, found = await self._script("revocations", (self._revoked_key,), (f"{since:.6f}",))
+        return Revoked(
+            [(name.decode(), float(at)) for name, at in zip(found[::2], found[1::2], strict=True)], float(now)
         )
-        return [(name.decode(), float(at)) for name, at in zip(reply[::2], reply[1::2], strict=True)]
 
     @property
     def _revoked_key(self) -> str:
