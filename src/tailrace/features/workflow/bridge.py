@@ -32,7 +32,8 @@ from tailrace.eventlog.limits import MAX_CALL_BYTES
 from tailrace.eventlog.redis.bridge import Leadership
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels, Listener
-from tailrace.features.workflow.message import ENDED_SECONDS, ENDS, ChannelTemplate, event_of, stream_of
+from tailrace.features.workflow.ending import let_expire
+from tailrace.features.workflow.message import ENDS, ChannelTemplate, event_of, stream_of
 
 __all__ = ["Bridge", "BridgeCounts"]
 
@@ -350,13 +351,7 @@ class Bridge:
                 self._waiting_bytes -= size if counted else 0
             self.counts.stored += len(batch)
             if any(event.type in ENDS for event, _ in batch):
-                await self._let_expire(stream)
-
-    async def _let_expire(self, stream: StreamName) -> None:
-        try:
-            await self._log.expire(stream, ENDED_SECONDS, sliding=True)
-        except LogError as exc:
-            log.warning("the stream's life was not set", extra={"stream": stream, "error": str(exc)})
+                await let_expire(self._log, stream)
 
     async def _append(self, stream: StreamName, line: _Line, events: list[Event]) -> bool:
         receipt: object = None

@@ -35,6 +35,7 @@ from tailrace.eventlog.receipt import Receipt
 from tailrace.eventlog.redis.log import RedisLog
 from tailrace.eventlog.redis.pubsub import Channels
 from tailrace.features.workflow import message as messages
+from tailrace.features.workflow.ending import let_expire
 from tailrace.features.workflow.message import (
     DEFAULT_CHANNEL,
     ENDED_SECONDS,
@@ -272,7 +273,7 @@ class WorkflowPublisher:
         """
         stored = (await self._direct.retry(receipt, seconds=self._seconds))[0]
         if isinstance(receipt, Receipt) and receipt.events[receipt.offset].type in ENDS:
-            await self._let_expire(receipt.stream)
+            await let_expire(self._log, receipt.stream)
         return stored.id
 
     async def trim_stream(
@@ -369,7 +370,7 @@ class WorkflowPublisher:
             raise
         self.counts.appended += 1
         if event.type in ENDS:
-            await self._let_expire(stream)
+            await let_expire(self._log, stream)
         return appended[0].id
 
     async def _announce(self, workflow_id: str | int, text: bytes) -> int:
@@ -384,13 +385,6 @@ class WorkflowPublisher:
         self._silent = False
         self.counts.announced += 1
         return receivers
-
-    async def _let_expire(self, stream: StreamName) -> None:
-        try:
-            await self._log.expire(stream, ENDED_SECONDS, sliding=True)
-        except LogError as exc:
-            # It is published; only its end of life is as it was before.
-            log.warning("the stream's life was not set", extra={"error": str(exc)})
 
 
 def _messages(records: tuple[Record, ...], more: bool, gaps: tuple[Gap, ...], start: str) -> Messages:
