@@ -16,6 +16,7 @@ from contextlib import closing
 
 from bench.generator import stream_of
 from bench.harness import Contender, Measure, Report, Sample, interleave, median, say
+from bench.patience import patient
 from bench.process import child, rss_bytes
 from bench.server import redis_version
 from bench.stack import Stack, audience, open_log, open_stack, sse_path, ws_path
@@ -90,7 +91,7 @@ async def _grown(clients: int, streams: int, *, websocket: bool = False) -> floa
     paths = [path_of(stream_of(n)) for n in range(streams)]
     async with open_stack() as served, open_log(served.redis_url) as log:
         pid, port, token = served.gateway.pid, served.port, served.token
-        await asyncio.gather(*(log.append(stream_of(n), [Event("bench.tick")]) for n in range(streams)))
+        await asyncio.gather(*(patient(log.append, stream_of(n), [Event("bench.tick")]) for n in range(streams)))
         async with audience(port, min(WARM_CLIENTS, clients), path=paths, token=token, websocket=websocket):
             pass  # what the first connections load is not a connection's
         await asyncio.sleep(SETTLE_SECONDS)

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from bench import plot
 from bench.harness import Histogram, Measure, Report, Sample, median, number, ratio, say
+from bench.patience import patient
 from bench.process import Child, child, cores, cpu_seconds, pinned
 from bench.report import VERDICT
 from bench.server import Server, open_redis, redis_version
@@ -120,7 +121,7 @@ class _Migration:
                 )
                 for each in workflow_ids(_prefix(way, workflows), workflows):
                     # Its connections, the server's script cache, each stream's first node.
-                    await publishers[way].publish(each, {"type": "warm up", "at": time.monotonic()})
+                    await patient(publishers[way].publish, each, {"type": "warm up", "at": time.monotonic()})
                 await self._report(way, workflows, workflows)
             gc.collect()
             gc.freeze()
@@ -160,7 +161,7 @@ class _Migration:
         async def one(workflow: str) -> None:
             async with order[workflow]:
                 begun = time.monotonic()
-                await publisher.publish_node_output(workflow, "node", OUTPUT, at=begun)
+                await patient(publisher.publish_node_output, workflow, "node", OUTPUT, at=begun)
                 delays.add(time.monotonic() - begun)
 
         start, sent, most = loop.time(), 0, max(1, round(2 * rate * TIMER_SECONDS))
@@ -195,12 +196,15 @@ def _prefix(way: str, workflows: int) -> str:
 async def _memory(server: Server, streams: int) -> tuple[str, int, int]:
     """Name, measured and predicted bytes of 10 000 events in so many streams."""
     async with Redis.from_url(server.url) as redis, WorkflowPublisher(server.url) as publisher:
-        await publisher.publish("warm", {"type": "up"})
+        await patient(publisher.publish, "warm", {"type": "up"})
         before = (await redis.info("memory"))["used_memory"]
         for start in range(0, MEMORY_EVENTS, 100):
             batch = range(start, start + 100)
             await asyncio.gather(
-                *(publisher.publish_node_output(f"m{streams}-{n % streams}", "node", OUTPUT, at=n) for n in batch)
+                *(
+                    patient(publisher.publish_node_output, f"m{streams}-{n % streams}", "node", OUTPUT, at=n)
+                    for n in batch
+                )
             )
         used = (await redis.info("memory"))["used_memory"] - before
         record = (await publisher.read_history(f"m{streams}-0", limit=1)).messages[0]

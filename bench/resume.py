@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, say
+from bench.patience import patient
 from bench.server import redis_version
 from bench.stack import Stack, audience, open_log, open_stack, request, sse_path
 from tailrace.client.client import Tailrace
@@ -157,7 +158,7 @@ async def _fill(log: Log, records: int) -> list[EntryId]:
     ids: list[EntryId] = []
     for first in range(0, records, BATCH):
         events = [Event("bench.tick", {"n": n, "fill": FILLER}) for n in range(first, min(first + BATCH, records))]
-        ids += [one.id for one in await log.append(STREAM, events)]
+        ids += [one.id for one in await patient(log.append, STREAM, events)]
     return ids
 
 

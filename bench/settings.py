@@ -9,15 +9,15 @@ import argparse
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import ParamSpec
 
 from redis.asyncio import Redis
 
 from bench.certificate import self_signed
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, ratio, say
+from bench.patience import patient
 from bench.process import Cores, cores, free_port, pinned, private_folder
 from bench.server import Server, open_redis, redis_version
 from bench.stack import open_log
@@ -25,7 +25,6 @@ from tailrace.core.event import Event
 from tailrace.core.ids import EntryId
 from tailrace.core.kinds import Kinds, StreamKind
 from tailrace.core.names import StreamName
-from tailrace.errors import LogUnavailable
 from tailrace.eventlog.base import Log
 
 __all__ = ["BASE", "VARIANTS", "Variant", "add_arguments", "run"]
@@ -33,8 +32,6 @@ __all__ = ["BASE", "VARIANTS", "Variant", "add_arguments", "run"]
 STREAMS = [StreamName.parse(f"run:settings-{n}") for n in range(100)]
 LONG = StreamName.parse("run:long")
 RECORDS = 10_000
-P = ParamSpec("P")
-TRIES = 20
 BATCH = 1_000
 PAGES = 20
 KINDS = Kinds([StreamKind(name=LONG.kind, max_length=RECORDS + BATCH)])
@@ -132,7 +129,7 @@ class Setup:
         log, delays = self._logs[0], Histogram()
         for n in range(self._options.awaited):
             began = time.perf_counter()
-            await _patient(log.append, STREAMS[n % len(STREAMS)], [_event(n)])
+            await patient(log.append, STREAMS[n % len(STREAMS)], [_event(n)])
             delays.add(time.perf_counter() - began)
         return {
             "p50_ms": delays.percentile(50),
@@ -145,7 +142,7 @@ class Setup:
     async def _fill(self) -> None:
         for first in range(0, RECORDS, BATCH):
             events = [_event(n) for n in range(first, first + BATCH)]
-            self._ids += [one.id for one in await self._logs[0].append(LONG, events)]
+            self._ids += [one.id for one in await patient(self._logs[0].append, LONG, events)]
         async with Redis.from_url(self._server.url) as redis:
             self._bytes = await redis.memory_usage(f"tailrace:run:{{{LONG.name}}}:events", samples=0) or 0
 
@@ -155,7 +152,7 @@ class Setup:
 
         async def publisher(log: Log) -> None:
             for n in counter:
-                await log.append(STREAMS[n % len(STREAMS)], [_event(n)])
+                await patient(log.append, STREAMS[n % len(STREAMS)], [_event(n)])
 
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -169,21 +166,9 @@ class Setup:
         for _ in range(PAGES):
             after = random.choice(self._ids[:-BATCH])
             began = time.perf_counter()
-            await _patient(self._logs[0].read, LONG, after, limit=BATCH)
+            await patient(self._logs[0].read, LONG, after, limit=BATCH)
             delays.add(time.perf_counter() - began)
         return delays.percentile(50)
-
-
-async def _patient(work: Callable[P, Awaitable[object]], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Wait out a Redis that gets no CPU for a moment: what that takes is part of what is measured."""
-    for _ in range(TRIES):
-        try:
-            await work(*args, **kwargs)
-        except LogUnavailable as exc:
-            await asyncio.sleep(exc.retry_after)
-        else:
-            return
-    await work(*args, **kwargs)
 
 
 def _event(n: int) -> Event:

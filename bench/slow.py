@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from bench.harness import Histogram, Measure, Report, Sample, difference, interleave, median, say
+from bench.patience import patient
 from bench.process import cores, rss_bytes
 from bench.server import redis_version
 from bench.stack import Audience, Heard, Stack, audience, metric, open_log, open_stack, sse_path, ws_path
@@ -116,7 +117,7 @@ class Slow:
             spoiler.slow(slowly, self._options.seconds + 1)
         self._others.expect(FLOOD, PATIENCE_SECONDS)
         for _ in range(FLOOD // BATCH):
-            await self._log.append(STREAM, [_event(n) for n in range(BATCH)])
+            await patient(self._log.append, STREAM, [_event(n) for n in range(BATCH)])
         self._check(self._others, FLOOD, await self._others.heard(PATIENCE_SECONDS + 10))
         self._others.expect(paced, PATIENCE_SECONDS)
         await self._pace(paced)
@@ -145,7 +146,7 @@ class Slow:
         loop = asyncio.get_running_loop()
         due = loop.time()
         for n in range(records):
-            await self._log.append(STREAM, [_event(n)])
+            await patient(self._log.append, STREAM, [_event(n)])
             due += 1 / self._options.rate
             await asyncio.sleep(max(0, due - loop.time()))
 
@@ -161,7 +162,7 @@ async def _open_slow(options: argparse.Namespace) -> AsyncIterator[Slow]:
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(open_stack(gateway_on=first, others_on=others))
         log = await stack.enter_async_context(open_log(served.redis_url))
-        await log.append(STREAM, [_event(0)])
+        await patient(log.append, STREAM, [_event(0)])
         groups = [
             await stack.enter_async_context(
                 audience(

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeAlias
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, ratio, say
+from bench.patience import patient
 from bench.process import cores, cpu_seconds, pinned
 from bench.server import redis_calls, redis_version
 from bench.stack import Stack, audience, open_log, open_stack, sse_path
@@ -56,7 +57,7 @@ async def run(options: argparse.Namespace) -> Report:
         )  # the gateway has a core of its own: the bystander waits for Redis, not for it
         log = await stack.enter_async_context(open_log(served.redis_url))
         storm = Storm(options, served, log)
-        await log.append(BYSTANDER, [_event(0)])
+        await patient(log.append, BYSTANDER, [_event(0)])
         say(f"storm: {options.clients} clients, {options.behind} records behind, in turns")
         samples = await interleave(
             {"calm": storm.calm, "one stream": storm.on_one, "a stream each": storm.on_many}, options.rounds
@@ -101,8 +102,8 @@ class Storm:
 
         async def writer() -> None:
             for name in names:
-                [first] = await self._log.append(name, [_event(0)])
-                await self._log.append(name, [_event(n) for n in range(self._options.behind)])
+                [first] = await patient(self._log.append, name, [_event(0)])
+                await patient(self._log.append, name, [_event(n) for n in range(self._options.behind)])
                 places.append((name, str(first.id)))
 
         await asyncio.gather(*(writer() for _ in range(WRITERS)))
@@ -143,7 +144,7 @@ class Storm:
         self.published[name].merge(delays)
 
     async def _append(self) -> None:
-        await self._log.append(BYSTANDER, [_event(0)])
+        await patient(self._log.append, BYSTANDER, [_event(0)])
 
 
 async def _pace(send: Callable[[], Awaitable[None]], rate: int, delays: Histogram) -> None:
