@@ -12,11 +12,13 @@ from typing import TypeAlias
 import msgspec
 
 from bench.harness import Histogram, Measure, Report, Sample, interleave, median, say
+from bench.patience import patient
 from bench.process import cores, cpu_seconds, pinned
 from bench.server import redis_version
 from bench.stack import Stack, open_log, open_stack
 from tailrace.core.event import Event
 from tailrace.core.names import StreamName
+from tailrace.errors import LogUnavailable
 from tailrace.eventlog.base import Log
 
 __all__ = ["add_arguments", "run"]
@@ -163,7 +165,11 @@ class Bench:
         return {"per_second": count / elapsed, "redis_us": (cpu_seconds(pid) - redis) / count * 1e6}
 
     async def _append(self, n: int) -> object:
-        return await self._log.append(STREAMS[n % len(STREAMS)], [Event("bench.tick", DATA)])
+        stream, events = STREAMS[n % len(STREAMS)], [Event("bench.tick", DATA)]
+        try:
+            return await self._log.append(stream, events)
+        except LogUnavailable:
+            return await patient(self._log.append, stream, events)
 
     async def _post(self, n: int) -> None:
         await self._http.post(STREAMS[n % len(STREAMS)], BODY, "application/json")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.arena import Arena, Result, opened
-from tests.chaos.judge import Outcome, Truth
+from tests.chaos.judge import Board, Outcome, Truth
 from tests.chaos.load import STREAMS, Load, key_of
 from tests.chaos.nemesis import FAULTS
 from tests.chaos.truth import read_truth
 from tests.support.need import need_redis70
+from tests.support.redis_servers import RedisServer
 from tests.support.redis_topologies import RedisCluster, RedisSentinel
 from tests.support.wait import eventually
 
@@ -25,8 +26,10 @@ __all__ = [
     "TWO_MASTERS",
     "ClusterArena",
     "SentinelArena",
+    "acked",
     "cluster_arena",
     "lost_of",
+    "replicated",
     "sentinel_arena",
 ]
 
@@ -49,6 +52,29 @@ def lost_of(result: Result) -> list[int]:
         for number, attempt in enumerate(result.board.attempts)
         if attempt.outcome is Outcome.ACKED and (attempt.stream, attempt.value) not in values
     ]
+
+
+def acked(board: Board) -> set[int]:
+    """The numbers of the attempts that were acknowledged until now."""
+    return {number for number, attempt in enumerate(board.attempts) if attempt.outcome is Outcome.ACKED}
+
+
+async def replicated(servers: Sequence[RedisServer]) -> None:
+    """Wait until every replica has what its master has now."""
+
+    async def role(server: RedisServer) -> dict[str, str]:
+        return await server.info("replication")
+
+    wanted = {server.port: int((await role(server))["master_repl_offset"]) for server in servers}
+
+    async def have_it() -> bool:
+        replicas = [info for server in servers if (info := await role(server))["role"] == "slave"]
+        return all(
+            info["master_link_status"] == "up" and int(info["slave_repl_offset"]) >= wanted[int(info["master_port"])]
+            for info in replicas
+        )
+
+    await eventually(have_it, 60)
 
 
 async def acknowledged(arena: Arena, more: int, *, or_failed: int = 1_000_000) -> None:
