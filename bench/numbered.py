@@ -35,13 +35,13 @@ MAX_BYTES = 2**20
 Word: TypeAlias = "bytes | str | int"
 
 _NUMBER = (
-    ("'hold', 'p:' .. pid)", "'hold')"),
-    ("local last, own = m[1], m[5]", "local last = m[1]"),
-    (" or n <= tonumber(string.sub(own, 1, string.find(own, ' ', 1, true) - 1))", ""),
+    ("'renew', producer)", "'renew')"),
+    ("local last, own = m[1], m[6]", "local last = m[1]"),
+    (" or n <= tonumber(string.match(own, '^%d+'))", ""),
     ("  own = ARGV[2] .. ' ' .. first_id .. ' ' .. prev .. ' ' .. now_text\n", ""),
-    ("prev, 'p:' .. pid, own, 'big', largest)", "prev, 'big', largest)"),
-    ("prev, 'p:' .. pid, own)", "prev)"),
-    ("and m[5] and m[2]", "and m[2]"),
+    ("prev, producer, own, 'big', largest)", "prev, 'big', largest)"),
+    ("prev, producer, own)", "prev)"),
+    ("and m[6] and m[2]", "and m[2]"),
 )
 """What the number adds to the script's short way, and what stands there without it."""
 

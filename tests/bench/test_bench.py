@@ -17,6 +17,7 @@ from tailrace.cli.bench import _ROWS
 from tests.support.need import absent
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(240)
 
 
 async def run_bench(*arguments: str) -> str:

@@ -25,22 +25,22 @@
 
 local events, meta = KEYS[1], KEYS[2]
 local uids = KEYS[3] or string.sub(meta, 1, -5) .. 'uids'
-local pid, n = ARGV[1], tonumber(ARGV[2])
+local producer, n = 'p:' .. ARGV[1], tonumber(ARGV[2])
 local FIRST = 8
 local PIDS, UIDS, PUSH_RECORD, PUSH_MESSAGE = 64, 1024, 32768, 1048576
 
 local time = redis.call('TIME')
 local now_text = time[1] .. string.sub('000000' .. time[2], -6, -4)
-local m = redis.call('HMGET', meta, 'last', 'state', 'big', 'hold', 'p:' .. pid, 'renew')
+local m = redis.call('HMGET', meta, 'last', 'state', 'big', 'hold', 'renew', producer)
 
 -- The short way, for nearly every call: the next one of a known producer to an open stream, without conditions and
 -- labels, whose end of life need not be moved. It does what the long way does, in half the time. Where anything is unusual it writes nothing and answers
 -- nothing. Numbers are kept as texts as far as possible: making a text of one takes longer than a command.
 local function append_next()
-  local last, own = m[1], m[5]
+  local last, own = m[1], m[6]
   local dash = string.find(last, '-', 1, true)
   local ms, seq = string.sub(last, 1, dash - 1), tonumber(string.sub(last, dash + 1))
-  if #ms ~= #now_text or seq > 1e13 or n <= tonumber(string.sub(own, 1, string.find(own, ' ', 1, true) - 1)) then
+  if #ms ~= #now_text or seq > 1e13 or n <= tonumber(string.match(own, '^%d+')) then
     return nil
   end
   if ms < now_text then
@@ -85,9 +85,9 @@ local function append_next()
   end
   own = ARGV[2] .. ' ' .. first_id .. ' ' .. prev .. ' ' .. now_text
   if largest > big then
-    redis.call('HSET', meta, 'last', prev, 'p:' .. pid, own, 'big', largest)
+    redis.call('HSET', meta, 'last', prev, producer, own, 'big', largest)
   else
-    redis.call('HSET', meta, 'last', prev, 'p:' .. pid, own)
+    redis.call('HSET', meta, 'last', prev, producer, own)
   end
   if ARGV[5] ~= '' then
     redis.call('XTRIM', events, 'MINID', '~', string.format('%.0f', now_text - ARGV[5]))
@@ -96,7 +96,7 @@ local function append_next()
   return { 'ok', ms, first_seq, now_text }
 end
 
-if ARGV[3] == 'short' and m[5] and m[2] == 'open' and not m[4] and not (m[6] and m[6] <= now_text) then
+if ARGV[3] == 'short' and m[6] and m[2] == 'open' and not m[4] and not (m[5] and m[5] <= now_text) then
   local answer = append_next()
   if answer then
     return answer
@@ -112,7 +112,7 @@ local cap, idle_life, closed_life, tombstone = tonumber(rest[5]), rest[6], rest[
 local knows_minid, count, with_uids, plain = rest[9] == '1', tonumber(rest[10]), rest[11] == '1', rest[11] == '0'
 local now = tonumber(now_text)
 local more = redis.call('HMGET', meta, 'inc', 'exp', 'epoch', 'pev')
-m = { last = m[1], state = m[2], big = m[3], hold = m[4], own = m[5], renew = m[6], inc = more[1], exp = more[2],
+m = { last = m[1], state = m[2], big = m[3], hold = m[4], renew = m[5], own = m[6], inc = more[1], exp = more[2],
   epoch = more[3], pev = more[4] }
 
 local function text(number)
@@ -443,7 +443,7 @@ if not m.own and redis.call('HLEN', meta) >= PIDS then
     redis.call('HINCRBY', meta, 'pev', 1)
   end
 end
-set('p:' .. pid, ARGV[2] .. ' ' .. (first_id or prev) .. ' ' .. prev .. ' ' .. time_text)
+set(producer, ARGV[2] .. ' ' .. (first_id or prev) .. ' ' .. prev .. ' ' .. time_text)
 redis.call(unpack(fields))
 
 if #uid_writes > 0 and uid_next == 0 then
