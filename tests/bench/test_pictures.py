@@ -63,7 +63,7 @@ def test_the_script_without_its_number_knows_no_producer_in_its_short_way() -> N
     text = without_number(load("append").text.decode())
 
     short = text[text.index("local function append_next") : text.index("local rest = {}")]
-    assert "pid" not in short
+    assert "producer" not in short
     assert "own" not in short
 
 
