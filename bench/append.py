@@ -23,7 +23,7 @@ STREAMS = 50
 BATCHES = (1, 10, 100, 1_000)
 SIZES = (1, 100)
 TURNS = 20
-"""Rounds of idempotency to one of the others: it is a small difference, which few rounds on a machine with moods hide."""
+"""Rounds of idempotency to one of the others: few rounds would show the moods of the machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
