@@ -29,7 +29,7 @@ LIMITS: dict[str, Any] = {"max_connections_per_user": 0, "commands_per_minute": 
 @asynccontextmanager
 async def on_redis(server: RedisServer, prefix: str, **settings: Any) -> AsyncIterator[Gate]:
     """A gateway on a real log."""
-    log = RedisLog.connect(server.url, prefix=prefix, deadline=2.0)
+    log = RedisLog.connect(server.url, prefix=prefix, deadline=20.0)
     try:
         async with gate(log, **LIMITS, **settings) as running:
             await eventually(lambda: running.gateway.probe.healthy, 10.0)
