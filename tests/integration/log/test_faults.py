@@ -158,6 +158,19 @@ async def test_a_short_interruption_is_not_seen(make_log: MakeLog, proxy: Proxy)
     assert await stored(log, RUN) == [0, 1]
 
 
+async def test_what_came_while_the_process_stood_still_is_an_answer(make_log: MakeLog, redis70: RedisServer) -> None:
+    log = make_log(redis70.url, deadline=0.4)
+    await log.append(RUN, [Event("n", 0)])
+    sent = asyncio.ensure_future(log.append(RUN, [Event("n", 1)]))
+    for _ in range(3):
+        await asyncio.sleep(0)  # it leaves
+
+    time.sleep(1.0)  # the fault itself: nothing runs here, and the server answers
+
+    (answer,) = await sent
+    assert answer.id.seq == 2
+
+
 async def test_nothing_that_was_not_sent_is_stored_later(make_log: MakeLog, proxy: Proxy) -> None:
     log = make_log(proxy.url, deadline=0.3)
     proxy.refuse = True

@@ -30,12 +30,12 @@ from tailrace.eventlog.redis.node import Node
 from tailrace.eventlog.redis.reply import MOVING, NOT_NOW, check_clock, error_for, read_appended, rejection, server_word
 from tailrace.eventlog.redis.routes import Routes
 from tailrace.eventlog.redis.scripts import load
+from tailrace.eventlog.redis.sweeper import Sweeper
 
 __all__ = ["MAX_WAITING_BYTES", "Publisher"]
 
 MAX_WAITING_BYTES = 64 * 1_048_576
 MAX_LANES = 16_384
-SWEEP_SECONDS = 0.05
 AGAIN_SECONDS = 0.05
 """Pause before a call goes again that the server put off."""
 
@@ -53,7 +53,7 @@ class Publisher:
         self._active: set[Lane] = set()
         self._turn: list[Lane] = []
         self._waiting_bytes = 0
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper = Sweeper(self._loop, self._sweep)
         self._policies: dict[str, Policy] = {}
         self._closed = False
         routes.on_up = self._node_up
@@ -116,8 +116,8 @@ class Publisher:
             if not self._turn:
                 self._loop.call_soon(self._flush)
             self._turn.append(lane)
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if not self._sweeper.running:
+            self._sweeper.start()
 
     async def drain(self, seconds: float) -> None:
         """Wait until nothing is under way any more, at most so long; then give the rest up."""
@@ -129,9 +129,7 @@ class Publisher:
             self._give_up(lane, LogUnavailable("the log was closed"))
             if lane.batch is not None:
                 self._lose(lane, lane.batch)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        self._sweeper.stop()
 
     # -- lanes ------------------------------------------------------------------------------------------------------
 
@@ -340,8 +338,7 @@ class Publisher:
 
     # -- time and trouble -------------------------------------------------------------------------------------------
 
-    def _sweep(self) -> None:
-        self._sweeper = None
+    def _sweep(self) -> bool:
         now = self._loop.time()
         for lane in list(self._active):
             batch = lane.batch
@@ -354,8 +351,7 @@ class Publisher:
                 call.fail(LogTimeout("the log did not take the events in time"))
             if lane.idle:
                 self._active.discard(lane)
-        if self._active:
-            self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        return bool(self._active)
 
     def _expire(self, lane: Lane, batch: Batch, now: float) -> None:
         seen = batch.maybe_sent or batch.sent
