@@ -34,8 +34,9 @@ local now_text = time[1] .. string.sub('000000' .. time[2], -6, -4)
 local m = redis.call('HMGET', meta, 'last', 'state', 'big', 'hold', 'renew', producer)
 
 -- The short way, for nearly every call: the next one of a known producer to an open stream, without conditions and
--- labels, whose end of life need not be moved. It does what the long way does, in half the time. Where anything is unusual it writes nothing and answers
--- nothing. Numbers are kept as texts as far as possible: making a text of one takes longer than a command.
+-- labels, whose end of life need not be moved. It does what the long way does, in half the time. Where anything is
+-- unusual it writes nothing and answers nothing. Numbers are kept as texts as far as possible: making a text of one
+-- takes longer than a command.
 local function append_next()
   local last, own = m[1], m[6]
   local dash = string.find(last, '-', 1, true)
