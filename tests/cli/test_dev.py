@@ -18,6 +18,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.commands import Command, Result, clean_environment, run_command, started
+from tests.support.redis_servers import find_port
 
 
 @asynccontextmanager
@@ -174,15 +175,10 @@ def redis_pid(folder: Path) -> int:
     raise AssertionError("no redis runs")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_every_reader_ends_with_every_line_once_though_redis_and_the_gateway_are_killed(tmp_path: Path) -> None:
-    port, total = free_port(), 400
+    port, total = find_port(), 400
     env = clean_environment(tmp_path)
     counter = f"import time\nfor n in range({total}):\n    print(n, flush=True)\n    time.sleep(0.02)\n"
     async with dev(tmp_path, port=port) as (first, _):
