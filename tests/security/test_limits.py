@@ -57,7 +57,7 @@ async def test_long_polls_that_wait_at_once_never_pass_the_limit(redis62: RedisS
             )
             for gate in gates
         ]
-        polls = [asyncio.create_task(http.get("/events/poll?stream=run:42&cursor=$&timeout=25")) for http in https * 8]
+        polls = [asyncio.create_task(http.get("/events/poll?stream=run:42&cursor=0&timeout=25")) for http in https * 8]
 
         await eventually(lambda: sum(poll.done() for poll in polls) == 13, timeout=60)
         assert (await https[0].post(EVENTS, json={"type": "a"})).status_code == 201
