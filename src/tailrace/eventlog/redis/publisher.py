@@ -116,8 +116,7 @@ class Publisher:
             if not self._turn:
                 self._loop.call_soon(self._flush)
             self._turn.append(lane)
-        if not self._sweeper.running:
-            self._sweeper.start()
+        self._sweeper.start()
 
     async def drain(self, seconds: float) -> None:
         """Wait until nothing is under way any more, at most so long; then give the rest up."""

@@ -21,8 +21,8 @@ class Sweeper:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sweep: Callable[[], bool]) -> None:
-        self.running = False
         self._loop = loop
+        self._running = False
         self._sweep = sweep
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
@@ -30,13 +30,13 @@ class Sweeper:
 
     def start(self) -> None:
         """Begin to look; more than once is the same as once."""
-        if not self.running:
-            self.running = True
+        if not self._running:
+            self._running = True
             self._plan()
 
     def stop(self) -> None:
         """Look no more."""
-        self.running = False
+        self._running = False
         if self._timer is not None:
             self._timer.cancel()
 
@@ -47,6 +47,6 @@ class Sweeper:
     def _look(self) -> None:
         late = self._loop.time() - self._due > LATE_SECONDS
         self._put_off = late and not self._put_off
-        self.running = self._put_off or self._sweep()
-        if self.running:
+        self._running = self._put_off or self._sweep()
+        if self._running:
             self._plan()
